@@ -1,0 +1,66 @@
+# kvserver: everything a developer or a stranger does, by name. `make help` lists it.
+# Needs Python 3.11+ and make; every target sets up what it needs in $(VENV).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo cluster test test-all verify fix proto bench docker clean
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create the virtual environment and install the project into it
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kvserver needs Python 3.11 or newer (found $(PYTHON)); set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@touch $@
+
+run: $(STAMP) ## Start a single node on 127.0.0.1:2379 (data in default.kvserver)
+	@exec $(BIN)/kvserver
+
+demo: $(STAMP) ## The three-node story: put, get, kill, restart, catch up (exit 0 only if every check held)
+	@$(BIN)/python -m kvserver.testing.demo
+
+cluster: $(STAMP) ## Three local nodes on 2379, 22379, 32379 until Ctrl-C (data in .run/cluster)
+	@exec $(BIN)/python -m kvserver.testing.local_cluster
+
+test: $(STAMP) ## What CI runs: everything but the slow tests
+	$(PYTEST) -n 2 -m "not slow and not process"
+	$(PYTEST) -m "not slow and process"
+
+test-all: $(STAMP) ## All tests, slow ones included
+	$(PYTEST) -n 2 -m "not process"
+	$(PYTEST) -m "process"
+
+verify: $(STAMP) ## Lint, types, import contracts, generated code, documented flags and commands
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python proto/generate.py --check
+	$(PYTEST) -q -m docs
+
+fix: $(STAMP) ## Repair what can be repaired: format, safe lint fixes, generated code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python proto/generate.py
+
+proto: $(STAMP) ## Regenerate kvserver/pb from proto/
+	$(BIN)/python proto/generate.py
+
+bench: $(STAMP) ## Puts and reads beside a bare gRPC echo in the same run
+	$(BIN)/python bench/throughput.py
+
+docker: ## Build the image kvserver:latest (BASE_IMAGE=... where no registry is reachable)
+	docker build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --tag kvserver:latest .
+
+clean: ## Remove the virtual environment, caches and local data
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist .run bench/out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""kvserver: an etcd-compatible key-value cluster whose memory can be predicted."""

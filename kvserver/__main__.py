@@ -1,0 +1,70 @@
+"""`kvserver`: reads the command line and the environment, starts one member, and turns every expected error into one line and an exit code.
+
+Exit codes, as etcd's: 0 after an orderly stop, `--help` and `--version`; 1 for a configuration or a directory that can't be used and for a
+failure at run time; 2 for a command line that can't be read.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+from kvserver.config import ConfigError, HelpRequested, Run, VersionRequested, help_text, parse, version_text
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Do what the command line says; returns the exit code."""
+    try:
+        invocation = parse(arguments, os.environ)
+    except ConfigError as error:
+        print(f"kvserver: {error}", file=sys.stderr)
+        if error.exit_code == 2:
+            print("kvserver --help lists the flags", file=sys.stderr)
+        return error.exit_code
+    match invocation:
+        case HelpRequested():
+            print(help_text(), end="")
+            return 0
+        case VersionRequested():
+            print(version_text(), end="")
+            return 0
+        case Run():
+            return _serve(invocation)
+
+
+def _serve(invocation: Run) -> int:
+    # What a server needs is imported only now: --help and --version answer at once.
+    import uvloop
+
+    from kvserver.errors import KvError
+    from kvserver.logs import Level, Logger, StdlibBridge, open_outputs
+    from kvserver.memory import tune_allocator
+    from kvserver.server import serve
+    from wal import WalError
+
+    config = invocation.config
+    try:
+        log = Logger(open_outputs(config.log_outputs), level=Level.named(config.log_level))
+    except OSError as error:
+        print(f"kvserver: --log-outputs: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    for warning in invocation.warnings:
+        log.warning(warning)
+    tune_allocator()
+    gc.freeze()
+    with StdlibBridge(log).installed():
+        try:
+            return uvloop.run(serve(config, log=log))
+        except (KvError, WalError) as error:
+            log.fatal("kvserver can't start", reason=str(error))
+            return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""The client API of etcd v3 as pure handlers: a request message and a `Call` in, a response message or a domain error out.
+
+Nothing here knows gRPC or HTTP; `kvserver.rpc` binds the handlers to a wire. What the handlers need of the rest is in `protocols`.
+"""
+
+from kvserver.api.health import Check, HealthReport, HealthService, Probes
+from kvserver.api.protocols import Call, ClusterView, KvReader, MemberStatus, Proposals, Reads
+from kvserver.api.services import Api, MethodName, StreamHandler, UnaryHandler, build_api
+
+__all__ = [
+    "Api",
+    "Call",
+    "Check",
+    "ClusterView",
+    "HealthReport",
+    "HealthService",
+    "KvReader",
+    "MemberStatus",
+    "MethodName",
+    "Probes",
+    "Proposals",
+    "Reads",
+    "StreamHandler",
+    "UnaryHandler",
+    "build_api",
+]

@@ -1,0 +1,131 @@
+"""The KV service: Range, Put, DeleteRange, Txn, Compact.
+
+Purpose: check the arguments, wait for what the call's consistency needs, and hand it to the store (reads) or the cluster (writes).
+
+Rules
+- Arguments are checked before anything is proposed: a request that apply would refuse costs no entry.
+- A linearizable read waits for the read index, a serializable one reads at once. A transaction without puts and deletes is a read: it takes
+  no place in the log; it is serializable only if it holds ranges and all of them are.
+- Writes are sent once. An availability error says that the outcome is unknown.
+
+Source: etcd's v3_server.go for the order of checks. Deviation: a transaction of comparisons alone is linearizable here; etcd reads it as a
+serializable one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+from google.protobuf.message import Message
+
+from kvserver.api.guard import Guard
+from kvserver.api.protocols import Call, KvReader, Proposals, Reads
+from kvserver.commands import CommandKind
+from kvserver.errors import RequestTooLargeError
+from kvserver.mvcc.check import check_delete, check_put, check_range, check_txn
+from kvserver.pb import rpc_pb2
+from kvserver.types import Revision
+
+__all__ = ["KvService"]
+
+
+class KvService:
+    """The handlers of `KV`.
+
+    Args:
+        max_request_bytes: the largest request that may become an entry.
+        max_txn_ops: the most operations of a transaction.
+    """
+
+    def __init__(
+        self,
+        *,
+        guard: Guard,
+        proposals: Proposals,
+        reads: Reads,
+        reader: KvReader,
+        max_request_bytes: int,
+        max_txn_ops: int,
+    ) -> None:
+        self._guard = guard
+        self._proposals = proposals
+        self._reads = reads
+        self._reader = reader
+        self._max_request_bytes = max_request_bytes
+        self._max_txn_ops = max_txn_ops
+
+    async def range(self, request: rpc_pb2.RangeRequest, call: Call) -> rpc_pb2.RangeResponse:
+        """Keys in `[key, range_end)` at a revision."""
+        serializable = request.serializable
+        self._guard.admit(call, for_learner=serializable)
+        check_range(request)
+        if not serializable:
+            await self._reads.wait_linearizable(self._guard.deadline_s(call))
+        response = await self._reader.read_range(request)
+        self._guard.fill(response.header)
+        return response
+
+    async def put(self, request: rpc_pb2.PutRequest, call: Call) -> rpc_pb2.PutResponse:
+        """Set one key."""
+        self._guard.admit(call)
+        check_put(request)
+        response = cast("rpc_pb2.PutResponse", await self._propose(CommandKind.PUT, request, call))
+        self._guard.fill(response.header)
+        return response
+
+    async def delete_range(self, request: rpc_pb2.DeleteRangeRequest, call: Call) -> rpc_pb2.DeleteRangeResponse:
+        """Delete the keys in `[key, range_end)`."""
+        self._guard.admit(call)
+        check_delete(request)
+        response = cast("rpc_pb2.DeleteRangeResponse", await self._propose(CommandKind.DELETE_RANGE, request, call))
+        self._guard.fill(response.header)
+        return response
+
+    async def txn(self, request: rpc_pb2.TxnRequest, call: Call) -> rpc_pb2.TxnResponse:
+        """Compare, then do one of two lists of operations, atomically."""
+        self._guard.admit(call)
+        check_txn(request, max_txn_ops=self._max_txn_ops)
+        if _is_read_only(request):
+            if not _is_serializable(request):
+                await self._reads.wait_linearizable(self._guard.deadline_s(call))
+            response = await self._reader.read_txn(request)
+        else:
+            response = cast("rpc_pb2.TxnResponse", await self._propose(CommandKind.TXN, request, call))
+        self._guard.fill(response.header)
+        return response
+
+    async def compact(self, request: rpc_pb2.CompactionRequest, call: Call) -> rpc_pb2.CompactionResponse:
+        """Forget what was overwritten up to a revision; with `physical` also wait, as long as the client does, until the disk has."""
+        self._guard.admit(call)
+        response = cast("rpc_pb2.CompactionResponse", await self._propose(CommandKind.COMPACT, request, call))
+        if request.physical:
+            await self._reader.wait_compacted(Revision(request.revision))
+        self._guard.fill(response.header)
+        return response
+
+    async def _propose(self, kind: CommandKind, request: Message, call: Call) -> Message:
+        if call.request_bytes > self._max_request_bytes:
+            raise RequestTooLargeError
+        return await self._proposals.propose(kind, request, deadline_s=self._guard.deadline_s(call))
+
+
+def _operations(request: rpc_pb2.TxnRequest) -> Iterator[rpc_pb2.RequestOp]:
+    """Every operation of both branches, those of nested transactions included."""
+    branches: Iterable[Iterable[rpc_pb2.RequestOp]] = (request.success, request.failure)
+    for branch in branches:
+        for operation in branch:
+            if operation.HasField("request_txn"):
+                yield from _operations(operation.request_txn)
+            else:
+                yield operation
+
+
+def _is_read_only(request: rpc_pb2.TxnRequest) -> bool:
+    return all(operation.HasField("request_range") for operation in _operations(request))
+
+
+def _is_serializable(request: rpc_pb2.TxnRequest) -> bool:
+    """Whether a read-only transaction may read without the read index."""
+    serializable = [operation.request_range.serializable for operation in _operations(request)]
+    return bool(serializable) and all(serializable)

@@ -1,0 +1,76 @@
+"""All services of one server, and the table from a method's name to its handler.
+
+Rules: the table names what is served; every other method of the contract answers `UnimplementedError`, which the binding takes from
+the descriptors, so that a client hears "not implemented" rather than "unknown service". A unary handler takes a request and a `Call` and
+returns the response; the handler of a server stream yields responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvserver.api.cluster import ClusterService
+from kvserver.api.guard import Guard
+from kvserver.api.health import HealthService, Probes
+from kvserver.api.kv import KvService
+from kvserver.api.maintenance import MaintenanceService
+from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads
+from kvserver.clock import Clock
+
+__all__ = ["Api", "MethodName", "StreamHandler", "UnaryHandler", "build_api"]
+
+MethodName = tuple[str, str]
+"""Service and method as the descriptors name them: `("KV", "Put")`."""
+
+UnaryHandler = Callable[[Any, Call], Awaitable[Any]]
+StreamHandler = Callable[[Any, Call], AsyncGenerator[Any, None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """What is served: the handlers by method, the health switch, and the checks for HTTP."""
+
+    unary: Mapping[MethodName, UnaryHandler]
+    server_streams: Mapping[MethodName, StreamHandler]
+    health: HealthService
+    probes: Probes
+
+
+def build_api(
+    *,
+    proposals: Proposals,
+    reads: Reads,
+    reader: KvReader,
+    view: ClusterView,
+    clock: Clock,
+    max_request_bytes: int,
+    max_txn_ops: int,
+    request_timeout_s: float,
+) -> Api:
+    """Make the services from what they need."""
+    guard = Guard(view=view, clock=clock, request_timeout_s=request_timeout_s)
+    kv = KvService(
+        guard=guard, proposals=proposals, reads=reads, reader=reader, max_request_bytes=max_request_bytes, max_txn_ops=max_txn_ops
+    )
+    maintenance = MaintenanceService(guard=guard, reads=reads, reader=reader, view=view)
+    cluster = ClusterService(guard=guard, reads=reads, view=view)
+    health = HealthService()
+    return Api(
+        unary={
+            ("KV", "Range"): kv.range,
+            ("KV", "Put"): kv.put,
+            ("KV", "DeleteRange"): kv.delete_range,
+            ("KV", "Txn"): kv.txn,
+            ("KV", "Compact"): kv.compact,
+            ("Maintenance", "Status"): maintenance.status,
+            ("Maintenance", "HashKV"): maintenance.hash_kv,
+            ("Maintenance", "Alarm"): maintenance.alarm,
+            ("Cluster", "MemberList"): cluster.member_list,
+            ("Health", "Check"): health.check,
+        },
+        server_streams={("Health", "Watch"): health.watch},
+        health=health,
+        probes=Probes(guard=guard, reads=reads, reader=reader, view=view),
+    )

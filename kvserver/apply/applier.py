@@ -1,0 +1,131 @@
+"""Applying committed entries: the only way into the store.
+
+Rules
+- Deterministic: an entry's result depends on the entries before it and on nothing else; no clock, no chance.
+- Each entry ends in one `end_entry`: its effects, its index and its term reach the disk in one transaction or not at all.
+- A refusal that every member reaches alike (DeterministicError) is a result like any other; whatever else is raised means that this member
+  can't go on without parting from the others: it propagates and stops the node.
+- An entry at or below the applied index is never applied again; the caller skips those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple, assert_never, cast
+
+from google.protobuf.message import DecodeError
+from google.protobuf.message import Message as PbMessage
+
+from kvserver.apply.store import Store
+from kvserver.commands import Command, CommandKind, ProposalId, decode
+from kvserver.errors import DeterministicError, FatalError
+from kvserver.pb.internal_pb2 import MemberAttributes
+from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest
+from kvserver.types import ConfState, Index, Member, NodeId, Term
+
+
+class UnreadablePayloadError(FatalError):
+    """A command's payload is not the message that its kind says."""
+
+    def __init__(self, index: Index, kind: CommandKind) -> None:
+        super().__init__(
+            f"entry {index}: the payload of command {kind.name} can't be parsed; the log is damaged or written by another program"
+        )
+
+
+class OutOfOrderError(FatalError):
+    """An entry was handed over twice or one was left out: a bug, and going on would corrupt the store."""
+
+    def __init__(self, index: Index, applied: Index) -> None:
+        super().__init__(f"entry {index} was given to apply after entry {applied}")
+
+
+class AppliedResult(NamedTuple):
+    """Whose command it was (None: raft's own empty entry) and what came of it."""
+
+    proposal: ProposalId | None
+    result: PbMessage | DeterministicError
+
+
+_NOTHING = MemberAttributes()
+
+
+class Applier:
+    """Applies entries to one store, in order."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def apply_entry(self, index: Index, term: Term, data: bytes) -> AppliedResult:
+        """Apply a normal entry.
+
+        Raises:
+            FatalError: unknown or unreadable command, an entry out of order, or the store has failed.
+            CorruptError: a record that the command reads fails its checksum; nothing was changed.
+        """
+        store = self._store
+        if index != store.applied_index + 1:
+            raise OutOfOrderError(index, store.applied_index)
+        if not data:
+            store.end_entry(index, term)
+            return AppliedResult(None, _NOTHING)
+        command = decode(data)
+        result: PbMessage | DeterministicError
+        try:
+            result = self._execute(index, command)
+        except DeterministicError as error:
+            result = error.with_traceback(None)
+        except BaseException as error:
+            store.poison(error)
+            raise
+        store.end_entry(index, term)
+        return AppliedResult(command.id, result)
+
+    def apply_conf_state(self, index: Index, term: Term, conf_state: ConfState, members: Mapping[NodeId, Member] | None = None) -> None:
+        """Apply a configuration change: record the configuration and, if given, the members that follow from it.
+
+        Ids that were members and are none any more are remembered as removed.
+        """
+        store = self._store
+        if index != store.applied_index + 1:
+            raise OutOfOrderError(index, store.applied_index)
+        store.set_conf_state(conf_state)
+        if members is not None:
+            old = store.membership
+            removed = old.removed_ids | (old.members.keys() - members.keys())
+            store.set_membership(replace(old, members=dict(members), removed_ids=frozenset(removed)))
+        store.end_entry(index, term)
+
+    def _execute(self, index: Index, command: Command) -> PbMessage:
+        mvcc = self._store.mvcc
+        payload = cast("bytes", command.payload)  # protobuf reads any buffer, its stubs say bytes
+        kind = command.kind
+        try:
+            match kind:
+                case CommandKind.PUT:
+                    return mvcc.put(PutRequest.FromString(payload))
+                case CommandKind.DELETE_RANGE:
+                    return mvcc.delete_range(DeleteRangeRequest.FromString(payload))
+                case CommandKind.TXN:
+                    return mvcc.txn(TxnRequest.FromString(payload))
+                case CommandKind.COMPACT:
+                    response = mvcc.compact(CompactionRequest.FromString(payload))
+                    self._store.start_removal()
+                    return response
+                case CommandKind.MEMBER_PUBLISH:
+                    return self._publish(MemberAttributes.FromString(payload))
+                case unknown:
+                    assert_never(unknown)
+        except DecodeError as error:
+            raise UnreadablePayloadError(index, kind) from error
+
+    def _publish(self, attributes: MemberAttributes) -> PbMessage:
+        """A member tells its name and client URLs; one that is no member (any more) is ignored."""
+        store = self._store
+        member_id = NodeId(attributes.member_id)
+        member = store.members.get(member_id)
+        if member is not None:
+            updated = replace(member, name=attributes.name, client_urls=tuple(attributes.client_urls))
+            store.set_membership(replace(store.membership, members={**store.members, member_id: updated}))
+        return attributes

@@ -1,0 +1,416 @@
+"""The state machine's store: engine, mvcc and meta as one thing, which is also what a snapshot is.
+
+Purpose: opens the file, keeps what the node asks for at hand (applied index and term, configuration, members, revisions, sizes), drives the
+removal work of compactions, and copies and replaces the whole.
+
+Rules
+- Every applied entry ends with `end_entry`, which writes index, term and revision next to the entry's data: one batch, one transaction.
+- Only the Applier (and `bootstrap`, and the removal slices) writes. All methods belong to the loop, except `copy_to` (any thread) and what
+  runs on views.
+- Large reads leave the loop: `read` tries within a budget of keys and otherwise runs on a view in a small thread pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kvserver.apply import meta
+from kvserver.apply.meta import Membership, Meta
+from kvserver.mvcc import META, TABLES, KvHash, Mvcc, RangeTooLargeError, Snapshot, execute_range
+from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse
+from kvserver.storage import (
+    Engine,
+    EngineConfig,
+    EngineHooks,
+    ReadView,
+    StoreUnreadableError,
+    read_only_env,
+)
+from kvserver.storage.reader import LayeredReader
+from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision, Term
+from raft.types import SnapshotMetadata
+
+SCAN_BUDGET: Final = 500
+"""Keys that a range may touch on the loop: about 2 ms."""
+READ_THREADS: Final = 2
+COMPACTION_SLICE: Final = 200
+"""Changes that one turn of a compaction's removal looks at: about 2 ms."""
+HASH_SLICE: Final = 20_000
+NEWEST: Final = Revision(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HashResult:
+    """What HashKV answers: the hash, what it covers, and where the store stood."""
+
+    hash: int
+    revision: Revision
+    compacted_revision: Revision
+    current_revision: Revision
+
+
+def _ignore(text: str) -> None:
+    del text
+
+
+class Store:
+    """One member's replicated state."""
+
+    def __init__(self, engine: Engine, on_corrupt: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._report_corrupt = on_corrupt
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(READ_THREADS, "store-read")
+        self._slice_handle: asyncio.Handle | None = None
+        self._compaction_waiters: list[tuple[Revision, asyncio.Future[None]]] = []
+        self._on_compacted: Callable[[Revision], None] | None = None
+        self._closed = False
+        self._initialised = False
+        self._index = self._opened_index = Index(0)
+        self._term = Term(0)
+        self._conf_state = ConfState()
+        self._membership = Membership()
+        self.mvcc: Mvcc
+        self._load()
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        config: EngineConfig | None = None,
+        hooks: EngineHooks | None = None,
+        on_corrupt: Callable[[str], None] = _ignore,
+    ) -> Store:
+        """Open or create the store in the file `path`, on the running loop.
+
+        Args:
+            on_corrupt: told (from any thread) which record failed its checksum.
+
+        Raises:
+            StoreUnreadableError: not a store, truncated, of another format, or not accessible.
+        """
+        engine = Engine.open(path, tables=TABLES, config=config, hooks=hooks)
+        try:
+            return cls(engine, on_corrupt)
+        except BaseException:
+            engine.abandon()
+            raise
+
+    # --- what the node asks for ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def applied_index(self) -> Index:
+        """The last entry applied, durable or not."""
+        return self._index
+
+    @property
+    def applied_term(self) -> Term:
+        """Its term."""
+        return self._term
+
+    @property
+    def durable_index(self) -> Index:
+        """The last entry whose effect is committed and fsynced."""
+        return self._durable_index
+
+    @property
+    def conf_state(self) -> ConfState:
+        """The configuration as of the applied index."""
+        return self._conf_state
+
+    @property
+    def cluster_id(self) -> ClusterId:
+        """0 until bootstrapped."""
+        return self._membership.cluster_id
+
+    @property
+    def members(self) -> Mapping[NodeId, Member]:
+        """The members as of the applied index; not to be changed."""
+        return self._membership.members
+
+    @property
+    def removed_ids(self) -> frozenset[NodeId]:
+        """Ids of members that were removed and may not come back."""
+        return self._membership.removed_ids
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever written: neither bootstrapped nor applied."""
+        return not self._initialised
+
+    @property
+    def current_revision(self) -> Revision:
+        """The newest revision."""
+        return self.mvcc.current_revision
+
+    @property
+    def compacted_revision(self) -> Revision:
+        """Older revisions can't be read; -1 before the first compaction."""
+        return self.mvcc.compacted_revision
+
+    @property
+    def size_bytes(self) -> int:
+        """Status.dbSize: bytes of the file."""
+        return self._engine.size_bytes
+
+    @property
+    def size_in_use_bytes(self) -> int:
+        """Status.dbSizeInUse: bytes of pages in use."""
+        return self._engine.size_in_use_bytes
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes in the write buffer, overhead included."""
+        return self._engine.buffered_bytes
+
+    @property
+    def has_room(self) -> bool:
+        """False: await `wait_room` before applying the next entry."""
+        return self._engine.has_room
+
+    async def wait_room(self) -> None:
+        """Return when the write buffer is below its hard bound. Raises FatalError."""
+        await self._engine.wait_room()
+
+    def request_commit(self) -> None:
+        """Commit what is buffered as soon as possible."""
+        self._engine.request_commit()
+
+    async def wait_durable(self, index: Index) -> None:
+        """Return when the effects of all entries up to `index` are on disk; asks for no commit itself. Raises FatalError."""
+        if index > self._durable_index:
+            await self._engine.wait_durable(index)
+
+    def allow_commit_through(self, index: Index) -> None:
+        """The WAL holds all entries up to `index`: batches up to it may be committed. Never called: batches wait for nothing."""
+        self._engine.allow_commit_through(index)
+
+    # --- reading -------------------------------------------------------------------------------------------------------------------------
+
+    def range(self, request: RangeRequest) -> RangeResponse:
+        """Answer a range on the loop, however large. See mvcc.execute_range for errors."""
+        return self.mvcc.range(request)
+
+    async def read(self, request: RangeRequest) -> RangeResponse:
+        """Answer a range: on the loop if it touches few keys, else in a thread, as of the state when it is called.
+
+        Raises:
+            EmptyKeyError, FutureRevisionError, CompactedError, CorruptError.
+            ViewExpiredError: it takes longer than a view may live.
+        """
+        try:
+            return self.mvcc.range(request, scan_budget=SCAN_BUDGET)
+        except RangeTooLargeError:
+            view = self._engine.read_view()
+            state = self.mvcc.snapshot(view)
+            return await self._loop.run_in_executor(self._threads, _read, view, state, request)
+
+    def read_view(self) -> tuple[ReadView, Snapshot]:
+        """The present state for another thread: a view, which the caller closes, and the snapshot that reads through it."""
+        view = self._engine.read_view()
+        return view, self.mvcc.snapshot(view)
+
+    async def hash_kv(self, revision: Revision = NEWEST) -> HashResult:
+        """The hash of everything up to `revision` (0: the newest), computed in a thread.
+
+        Raises:
+            FutureRevisionError, CompactedError (also when a compaction passes while it is being computed), CorruptError.
+        """
+        current = self.current_revision
+        hasher = KvHash(self.mvcc.snapshot(), revision)
+        more = True
+        while more:
+            view, state = self.read_view()
+            more = await self._loop.run_in_executor(self._threads, _hash_slice, view, state, hasher)
+        return HashResult(
+            hash=hasher.value,
+            revision=Revision(hasher.revision),
+            compacted_revision=Revision(hasher.compacted_revision),
+            current_revision=current,
+        )
+
+    # --- writing, for the Applier --------------------------------------------------------------------------------------------------------
+
+    def bootstrap(
+        self, cluster_id: ClusterId, members: Mapping[NodeId, Member], conf_state: ConfState, *, cluster_token: str = ""
+    ) -> None:
+        """Give a new store its cluster: the state before the first entry.
+
+        Raises:
+            ValueError: the store isn't empty.
+        """
+        if self._initialised:
+            raise ValueError("only an empty store can be bootstrapped")
+        self.set_conf_state(conf_state)
+        self.set_membership(Membership(cluster_id=cluster_id, members=dict(members), cluster_token=cluster_token))
+        self.end_entry(Index(0), Term(0))
+
+    def end_entry(self, index: Index, term: Term) -> None:
+        """The entry at `index` is applied: record that in the same batch as its effects. Raises FatalError if the store has failed."""
+        engine = self._engine
+        if not self._initialised:
+            engine.put(META, meta.FORMAT_KEY, meta.encode_format())
+            self._initialised = True
+        self._index, self._term = index, term
+        engine.put(META, meta.STATE_KEY, meta.encode_state(index, term, self.mvcc.current_revision))
+        engine.end_entry(index)
+
+    def set_conf_state(self, conf_state: ConfState) -> None:
+        """Change the configuration within an entry."""
+        self._conf_state = conf_state
+        self._engine.put(META, meta.CONF_STATE_KEY, meta.encode_conf_state(conf_state))
+
+    def set_membership(self, membership: Membership) -> None:
+        """Change the members within an entry."""
+        self._membership = membership
+        self._engine.put(META, meta.MEMBERSHIP_KEY, meta.encode_membership(membership))
+
+    @property
+    def membership(self) -> Membership:
+        """The members, the removed ids and the cluster's id."""
+        return self._membership
+
+    def poison(self, cause: BaseException) -> None:
+        """An entry failed half-way: what it wrote must never be committed. The store takes no more."""
+        self._engine.poison(cause)
+
+    # --- compaction ----------------------------------------------------------------------------------------------------------------------
+
+    def on_compacted(self, callback: Callable[[Revision], None] | None) -> None:
+        """Have `callback` told when a compaction's removal is complete, and through which revision."""
+        self._on_compacted = callback
+
+    def start_removal(self) -> None:
+        """Begin (or go on with) removing what compaction made unreachable, in slices between entries."""
+        if self._slice_handle is None and not self._closed and self.mvcc.compactor.pending:
+            self._slice_handle = self._loop.call_soon(self._remove_slice)
+
+    async def wait_compacted(self, revision: Revision) -> None:
+        """Return when the removal for a compaction at `revision` is complete and committed (a `physical` compaction)."""
+        while self.mvcc.compactor.finished < revision:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._compaction_waiters.append((revision, waiter))
+            await waiter
+
+    def _remove_slice(self) -> None:
+        self._slice_handle = None
+        if self._closed or not self.mvcc.compactor.pending:
+            return
+        if not self._engine.has_room:
+            self._engine.request_commit()
+            self._slice_handle = self._loop.call_later(0.01, self._remove_slice)
+            return
+        more = self.mvcc.compactor.run_slice(COMPACTION_SLICE)
+        self._engine.end_entry(self._index)
+        if more:
+            self._slice_handle = self._loop.call_soon(self._remove_slice)
+        finished = Revision(self.mvcc.compactor.finished)
+        waiting = self._compaction_waiters
+        self._compaction_waiters = [(wanted, waiter) for wanted, waiter in waiting if wanted > finished]
+        for wanted, waiter in waiting:
+            if wanted <= finished and not waiter.done():
+                waiter.set_result(None)
+        if not more and self._on_compacted is not None:
+            self._on_compacted(finished)
+
+    # --- the whole -----------------------------------------------------------------------------------------------------------------------
+
+    def copy_to(self, path: Path) -> SnapshotMetadata:
+        """Write a consistent copy of what is committed to the new file `path`; returns the position of the copy, read back from it.
+
+        Blocking: call it in a thread. Raises OSError, StoreUnreadableError.
+        """
+        self._engine.copy_to(path)
+        return _metadata(inspect(path))
+
+    async def install(self, path: Path) -> SnapshotMetadata:
+        """Verify the copy `path`, then replace everything by it; it must lie on the store's file system and is moved away.
+
+        Raises:
+            StoreUnreadableError: it is no intact store; this one goes on unchanged.
+        """
+        found = await self._loop.run_in_executor(self._threads, inspect, path)
+        await self._engine.replace_with(path, mark=found.index)
+        if self._slice_handle is not None:
+            self._slice_handle.cancel()
+            self._slice_handle = None
+        self._load()
+        self.start_removal()
+        return _metadata(found)
+
+    async def close(self, *, commit: bool = True) -> None:
+        """Commit what is buffered (unless told not to) and close; reads in threads are ended first."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._slice_handle is not None:
+            self._slice_handle.cancel()
+        for _, waiter in self._compaction_waiters:
+            waiter.cancel()
+        await self._engine.close(commit=commit)
+        await self._loop.run_in_executor(None, functools.partial(self._threads.shutdown, wait=True))
+
+    @property
+    def _durable_index(self) -> Index:
+        return Index(max(self._opened_index, self._engine.durable_mark))
+
+    def _load(self) -> None:
+        found = _read_meta(self._engine.reader, self._engine.path)
+        self._initialised = found is not None
+        state = found or Meta()
+        self._index, self._term = state.index, state.term
+        self._opened_index = state.index
+        self._conf_state, self._membership = state.conf_state, state.membership
+        self.mvcc = Mvcc(self._engine, current_revision=state.revision, on_corrupt=self._report_corrupt)
+
+
+def inspect(path: Path) -> Meta:
+    """Read the meta of a store that nobody has open: a copy.
+
+    Raises:
+        StoreUnreadableError: not an intact store.
+    """
+    env = read_only_env(path, tables=len(TABLES))
+    try:
+        try:
+            db = env.open_db(TABLES[META], create=False)
+        except Exception as error:
+            raise StoreUnreadableError(path, f"it has no meta table: {error}") from error
+        reader = LayeredReader(env, [db], ())
+        try:
+            found = _read_meta(reader, path)
+        finally:
+            reader.close()
+    finally:
+        env.close()
+    if found is None:
+        raise StoreUnreadableError(path, "it is empty")
+    return found
+
+
+def _read_meta(reader: meta.MetaReader, path: Path) -> Meta | None:
+    try:
+        return meta.read(reader)
+    except ValueError as error:
+        raise StoreUnreadableError(path, str(error)) from error
+
+
+def _metadata(found: Meta) -> SnapshotMetadata:
+    return SnapshotMetadata(index=found.index, term=found.term, conf_state=found.conf_state)
+
+
+def _read(view: ReadView, state: Snapshot, request: RangeRequest) -> RangeResponse:
+    with view:
+        return execute_range(state, request)
+
+
+def _hash_slice(view: ReadView, state: Snapshot, hasher: KvHash) -> bool:
+    with view:
+        return hasher.run_slice(state, HASH_SLICE)

@@ -1,0 +1,105 @@
+"""kvctl's entry point: the table of commands, and how the process ends.
+
+Rules: no traceback reaches the user for anything the world can do; every ending has a documented exit code. An interrupt (130) and a reader
+that went away (141) end quietly. grpcio's own log lines and fork warnings are switched off before it is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from kvserver.cli.errors import CliError, ExitCode
+from kvserver.cli.flags import FlagOption
+from kvserver.cli.group import LazyCommand, LazyGroup
+from kvserver.cli.settings import GLOBAL_FLAGS
+
+COMMANDS: Final = {
+    "compaction": LazyCommand(module="kvserver.cli.kv", attribute="compaction", summary="Compacts the event history"),
+    "del": LazyCommand(module="kvserver.cli.kv", attribute="delete", summary="Removes the specified key or range of keys [key, range_end)"),
+    "endpoint": LazyCommand(module="kvserver.cli.endpoint", attribute="endpoint", summary="Endpoint related commands"),
+    "get": LazyCommand(module="kvserver.cli.kv", attribute="get", summary="Gets the key or a range of keys"),
+    "member": LazyCommand(module="kvserver.cli.member", attribute="member", summary="Membership related commands"),
+    "put": LazyCommand(module="kvserver.cli.kv", attribute="put", summary="Puts the given key into the store"),
+    "txn": LazyCommand(module="kvserver.cli.txn", attribute="txn", summary="Processes all the requests in one transaction"),
+    "version": LazyCommand(module="kvserver.cli.version_command", attribute="version", summary="Prints the version of kvctl"),
+}
+
+_GRPC_ENVIRONMENT: Final = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
+
+
+def make_root() -> LazyGroup:
+    """The `kvctl` command."""
+    return LazyGroup(
+        "kvctl",
+        COMMANDS,
+        params=[FlagOption(flag, is_global=True) for flag in GLOBAL_FLAGS],
+        help="A command line client for kvserver and etcd v3.",
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    args = [*arguments[1:], "--help"] if arguments[:1] == ["help"] else list(arguments)
+    root = make_root()
+    try:
+        with root.make_context("kvctl", args) as ctx:
+            root.invoke(ctx)
+        sys.stdout.flush()
+    except click.exceptions.Exit as ending:
+        return ending.exit_code
+    except CliError as error:
+        return _fail(error.text, error.code)
+    except click.NoSuchOption as error:
+        return _fail(_unknown_flag(error), ExitCode.ERROR)
+    except click.BadOptionUsage as error:
+        return _fail(f"flag needs an argument: {error.option_name}", ExitCode.ERROR)
+    except click.UsageError as error:
+        return _fail(error.format_message(), ExitCode.ERROR)
+    except BrokenPipeError:
+        return _stop_writing(ExitCode.BROKEN_PIPE)
+    except OSError as error:
+        _stop_writing(ExitCode.ERROR)
+        return _fail((error.strerror or str(error)).lower(), ExitCode.ERROR)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except Exception as error:  # noqa: BLE001  the last resort: a defect of kvctl is one line too, and exits 1
+        return _fail(f"internal error: {type(error).__name__}: {error}", ExitCode.ERROR)
+    return ExitCode.OK
+
+
+def _unknown_flag(error: click.NoSuchOption) -> str:
+    name = error.option_name
+    what = f"unknown flag: {name}" if name.startswith("--") else f"unknown shorthand flag: '{name.lstrip('-')}' in {name}"
+    usage = f"\nRun '{error.ctx.command_path} --help' for usage." if error.ctx is not None else ""
+    return what + usage
+
+
+def _fail(text: str, code: ExitCode) -> int:
+    if text:
+        with contextlib.suppress(OSError):
+            sys.stderr.buffer.write(f"Error: {text}\n".encode("utf-8", "surrogateescape"))
+            sys.stderr.buffer.flush()
+    return code
+
+
+def _stop_writing(code: ExitCode) -> int:
+    """Point stdout at nothing, so that the interpreter's last flush has nothing to fail at."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def main() -> None:
+    """The `kvctl` script."""
+    for name, value in _GRPC_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

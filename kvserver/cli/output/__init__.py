@@ -1,0 +1,29 @@
+"""Output formats: from answers to the bytes that etcdctl prints.
+
+Rules: a printer is pure, `answer -> bytes`; nothing here writes. What a format can't show is known before anything is sent, so an
+unsupported format never hides a mutation that did happen. Formats are imported one at a time, on demand.
+"""
+
+from kvserver.cli.output.choose import endpoint_printer, key_value_printer, member_printer
+from kvserver.cli.output.types import (
+    EndpointHash,
+    EndpointHealth,
+    EndpointPrinter,
+    EndpointStatus,
+    KeyValuePrinter,
+    MemberPrinter,
+    Rendered,
+)
+
+__all__ = [
+    "EndpointHash",
+    "EndpointHealth",
+    "EndpointPrinter",
+    "EndpointStatus",
+    "KeyValuePrinter",
+    "MemberPrinter",
+    "Rendered",
+    "endpoint_printer",
+    "key_value_printer",
+    "member_printer",
+]

@@ -1,0 +1,94 @@
+"""The json format: the message as Go's encoding/json writes etcd's structs.
+
+What that means: fields in the order of their declaration under their proto names, empty ones left out, bytes in base64, 64-bit integers
+as numbers, enums as numbers; `<`, `>` and `&` escaped; one line. A member of a union stands under its Go name:
+`{"Response":{"ResponsePut":{}}}`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from kvserver.cli.golang import format_duration
+from kvserver.cli.output.types import EndpointHash, EndpointHealth, EndpointStatus, Rendered
+from kvserver.pb import rpc_pb2 as pb
+
+_ESCAPED: Final = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+class JsonPrinter:
+    """Everything as one line of JSON."""
+
+    def put(self, answer: pb.PutResponse) -> bytes:
+        """A put."""
+        return dump(to_go(answer))
+
+    def get(self, answer: pb.RangeResponse) -> bytes:
+        """A get."""
+        return dump(to_go(answer))
+
+    def delete(self, answer: pb.DeleteRangeResponse) -> bytes:
+        """A del."""
+        return dump(to_go(answer))
+
+    def txn(self, answer: pb.TxnResponse) -> bytes:
+        """A txn."""
+        return dump(to_go(answer))
+
+    def member_list(self, answer: pb.MemberListResponse) -> bytes:
+        """All members."""
+        return dump(to_go(answer))
+
+    def status(self, found: Sequence[EndpointStatus]) -> bytes:
+        """A list."""
+        return dump([{"Endpoint": each.endpoint, "Status": to_go(each.status)} for each in found])
+
+    def hash_kv(self, found: Sequence[EndpointHash]) -> bytes:
+        """A list."""
+        return dump([{"Endpoint": each.endpoint, "HashKV": to_go(each.hash_kv)} for each in found])
+
+    def health(self, found: Sequence[EndpointHealth]) -> Rendered:
+        """A list."""
+        items: list[dict[str, Any]] = []
+        for each in found:
+            item: dict[str, Any] = {"endpoint": each.endpoint, "health": each.healthy, "took": format_duration(each.took_ns)}
+            if each.error:
+                item["error"] = each.error
+            items.append(item)
+        return Rendered(stdout=dump(items))
+
+
+def dump(value: Any) -> bytes:
+    """One line, with Go's escapes."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.translate(_ESCAPED).encode() + b"\n"
+
+
+def to_go(message: Message) -> dict[str, Any]:
+    """A message as the dictionary that Go would marshal."""
+    result: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        if field.containing_oneof is not None:
+            union = _camel(field.containing_oneof.name)
+            result[union] = {_camel(field.name): _go_value(field, value)}
+        elif field.is_repeated:
+            result[field.name] = [_go_value(field, item) for item in value]
+        else:
+            result[field.name] = _go_value(field, value)
+    return result
+
+
+def _go_value(field: FieldDescriptor, value: Any) -> Any:
+    if field.type == FieldDescriptor.TYPE_MESSAGE:
+        return to_go(value)
+    return base64.b64encode(value).decode() if field.type == FieldDescriptor.TYPE_BYTES else value
+
+
+def _camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))

@@ -1,0 +1,29 @@
+"""The protobuf format: the answer's bytes as they were on the wire, nothing behind them."""
+
+from __future__ import annotations
+
+from kvserver.pb import rpc_pb2 as pb
+
+
+class ProtobufPrinter:
+    """Raw messages."""
+
+    def put(self, answer: pb.PutResponse) -> bytes:
+        """A put."""
+        return answer.SerializeToString()
+
+    def get(self, answer: pb.RangeResponse) -> bytes:
+        """A get."""
+        return answer.SerializeToString()
+
+    def delete(self, answer: pb.DeleteRangeResponse) -> bytes:
+        """A del."""
+        return answer.SerializeToString()
+
+    def txn(self, answer: pb.TxnResponse) -> bytes:
+        """A txn."""
+        return answer.SerializeToString()
+
+    def member_list(self, answer: pb.MemberListResponse) -> bytes:
+        """All members."""
+        return answer.SerializeToString()

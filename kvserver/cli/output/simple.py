@@ -1,0 +1,88 @@
+"""The default format: keys and values on lines of their own; rows with commas for members and endpoints.
+
+Caveat: as in etcdctl 3.4, the lines of `endpoint health` go to stderr. Values are written as they are, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kvserver.cli.golang import format_duration
+from kvserver.cli.output import rows
+from kvserver.cli.output.types import EndpointHash, EndpointHealth, EndpointStatus, Rendered
+from kvserver.pb import rpc_pb2 as pb
+from kvserver.pb.kv_pb2 import KeyValue
+
+
+class SimplePrinter:
+    """`hex_output` escapes every byte; `values_only` leaves the keys out."""
+
+    def __init__(self, *, hex_output: bool = False, values_only: bool = False) -> None:
+        self._hex_output = hex_output
+        self._values_only = values_only
+
+    def put(self, answer: pb.PutResponse) -> bytes:
+        """OK, then the previous pair."""
+        return b"OK\n" + (self._pairs([answer.prev_kv]) if answer.HasField("prev_kv") else b"")
+
+    def get(self, answer: pb.RangeResponse) -> bytes:
+        """Pairs."""
+        return self._pairs(answer.kvs)
+
+    def delete(self, answer: pb.DeleteRangeResponse) -> bytes:
+        """The number of deleted keys, then the previous pairs."""
+        return b"%d\n" % answer.deleted + self._pairs(answer.prev_kvs)
+
+    def txn(self, answer: pb.TxnResponse) -> bytes:
+        """SUCCESS or FAILURE, then each answer behind an empty line."""
+        verdict = b"SUCCESS\n" if answer.succeeded else b"FAILURE\n"
+        return verdict + b"".join(b"\n" + self._op(op) for op in answer.responses)
+
+    def _op(self, op: pb.ResponseOp) -> bytes:
+        match op.WhichOneof("response"):
+            case "response_range":
+                return self.get(op.response_range)
+            case "response_put":
+                return self.put(op.response_put)
+            case "response_delete_range":
+                return self.delete(op.response_delete_range)
+            case "response_txn":
+                return self.txn(op.response_txn)
+        return b"unexpected response\n"
+
+    def _pairs(self, pairs: Iterable[KeyValue]) -> bytes:
+        parts: list[bytes] = []
+        for pair in pairs:
+            if not self._values_only:
+                parts += (self._shown(pair.key), b"\n")
+            parts += (self._shown(pair.value), b"\n")
+        return b"".join(parts)
+
+    def _shown(self, data: bytes) -> bytes:
+        return b"".join(b"\\x%02x" % byte for byte in data) if self._hex_output else data
+
+    def member_list(self, answer: pb.MemberListResponse) -> bytes:
+        """One line a member."""
+        return _lines(rows.member_rows(answer))
+
+    def status(self, found: Sequence[EndpointStatus]) -> bytes:
+        """One line an endpoint."""
+        return _lines(rows.status_rows(found))
+
+    def hash_kv(self, found: Sequence[EndpointHash]) -> bytes:
+        """One line an endpoint."""
+        return _lines(rows.hash_rows(found))
+
+    def health(self, found: Sequence[EndpointHealth]) -> Rendered:
+        """One line an endpoint, on stderr."""
+        lines = [
+            f"{each.endpoint} is healthy: successfully committed proposal: took = {format_duration(each.took_ns)}\n"
+            if each.healthy
+            else f"{each.endpoint} is unhealthy: failed to commit proposal: {each.error}\n"
+            for each in found
+        ]
+        return Rendered(stderr="".join(lines).encode())
+
+
+def _lines(table: Iterable[Sequence[str]]) -> bytes:
+    return "".join(", ".join(row) + "\n" for row in table).encode()

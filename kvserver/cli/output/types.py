@@ -1,0 +1,83 @@
+"""What printers take and give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvserver.pb import rpc_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointStatus:
+    """One endpoint and its status."""
+
+    endpoint: str
+    status: pb.StatusResponse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointHash:
+    """One endpoint and its hash."""
+
+    endpoint: str
+    hash_kv: pb.HashKVResponse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointHealth:
+    """One endpoint's health: how long the probe took, and what was wrong (empty: nothing)."""
+
+    endpoint: str
+    took_ns: int
+    error: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was wrong."""
+        return not self.error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """Output for both streams."""
+
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+class KeyValuePrinter(Protocol):
+    """Prints what the key-value commands answer."""
+
+    def put(self, answer: pb.PutResponse) -> bytes:
+        """A put."""
+
+    def get(self, answer: pb.RangeResponse) -> bytes:
+        """A get."""
+
+    def delete(self, answer: pb.DeleteRangeResponse) -> bytes:
+        """A del."""
+
+    def txn(self, answer: pb.TxnResponse) -> bytes:
+        """A txn."""
+
+
+class MemberPrinter(Protocol):
+    """Prints members."""
+
+    def member_list(self, answer: pb.MemberListResponse) -> bytes:
+        """All members."""
+
+
+class EndpointPrinter(Protocol):
+    """Prints what the endpoint commands found out, in the order given."""
+
+    def status(self, found: Sequence[EndpointStatus]) -> bytes:
+        """Statuses."""
+
+    def hash_kv(self, found: Sequence[EndpointHash]) -> bytes:
+        """Hashes."""
+
+    def health(self, found: Sequence[EndpointHealth]) -> Rendered:
+        """Health of each."""

@@ -1,0 +1,75 @@
+"""From a command to the cluster and back to the terminal: the only place of kvctl that knows asyncio, the client's errors and the streams.
+
+Rules: one event loop a command. Client errors become `CliError` with etcdctl's exit codes: 2 when no endpoint could be reached, else 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import click
+
+from kvserver.cli.errors import CliError, ExitCode
+from kvserver.cli.flags import GLOBALS_KEY
+from kvserver.cli.settings import Settings, resolve
+from kvserver.client import Client, ClientConfig, ClientError, ConnectError, NoEndpointError, parse_endpoint
+
+ResultT = TypeVar("ResultT")
+
+
+def settings_of(ctx: click.Context) -> Settings:
+    """The global flags in force; prints the warnings and, with --debug, the settings."""
+    settings = resolve(ctx.meta.get(GLOBALS_KEY, {}), os.environ)
+    for line in (*(f"Warning: {warning}" for warning in settings.warnings), *settings.debug):
+        write_error(line.encode("utf-8", "surrogateescape") + b"\n")
+    return settings
+
+
+def execute(settings: Settings, work: Callable[[Client], Awaitable[ResultT]], *, endpoints: tuple[str, ...] | None = None) -> ResultT:
+    """Run `work` with a client for the settings' endpoints (or those given). Raises `CliError`."""
+    try:
+        config = client_config(settings, settings.endpoints if endpoints is None else endpoints)
+    except NoEndpointError:
+        raise CliError("etcdclient: no available endpoints", ExitCode.BAD_CONNECTION) from None
+    except ClientError as error:
+        raise CliError(str(error), ExitCode.BAD_ARGUMENTS) from None
+    try:
+        return asyncio.run(_with_client(config, work))
+    except ConnectError as error:
+        raise CliError(str(error), ExitCode.BAD_CONNECTION) from None
+    except ClientError as error:
+        raise CliError(str(error)) from None
+
+
+async def _with_client(config: ClientConfig, work: Callable[[Client], Awaitable[ResultT]]) -> ResultT:
+    async with Client(config) as client:
+        return await work(client)
+
+
+def client_config(settings: Settings, endpoints: tuple[str, ...]) -> ClientConfig:
+    """The client's configuration. Raises `ClientError` for endpoints that can't be used."""
+    return ClientConfig(
+        endpoints=tuple(parse_endpoint(text) for text in endpoints),
+        dial_timeout_s=settings.dial_timeout_s,
+        call_timeout_s=settings.command_timeout_s,
+        keepalive_time_s=settings.keepalive_time_s,
+        keepalive_timeout_s=settings.keepalive_timeout_s,
+        user=settings.user,
+        password=settings.password,
+    )
+
+
+def write(data: bytes) -> None:
+    """Bytes to stdout, now: a failure must be this command's failure, not the interpreter's at exit."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def write_error(data: bytes) -> None:
+    """Bytes to stderr, now."""
+    sys.stderr.buffer.write(data)
+    sys.stderr.buffer.flush()

@@ -1,0 +1,94 @@
+"""One endpoint and its channel: knowing whether it can be reached before anything is sent, and sending one request.
+
+Rules: `wait_ready` and `call` are separate on purpose: only what fails in the first certainly never left this process. gRPC's own retries
+are off, so that a request is sent once. Owned by the pool, which closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import grpc
+import grpc.aio
+
+from kvserver.client.config import MIN_KEEPALIVE_TIME_S, ClientConfig, Endpoint
+from kvserver.client.errors import DEADLINE_EXCEEDED, UNKNOWN, CallTimeoutError, ConnectError, ServerError
+from kvserver.client.methods import Method, RequestT, ResponseT
+
+Metadata: TypeAlias = Sequence[tuple[str, str]]
+
+_READY = grpc.ChannelConnectivity.READY
+_FAILED = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
+
+
+class Connection:
+    """A lazily dialled channel to one endpoint."""
+
+    def __init__(self, endpoint: Endpoint, config: ClientConfig) -> None:
+        self.endpoint = endpoint
+        self._channel = grpc.aio.insecure_channel(endpoint.target, options=_channel_options(config))
+
+    def is_ready(self) -> bool:
+        """Whether the last known state is connected; never blocks, never dials."""
+        return self._channel.get_state() is _READY
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return once connected; raise `ConnectError` when the attempt failed or took longer than `timeout_s`. Nothing is sent."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (state := self._channel.get_state(try_to_connect=True)) is not _READY:
+                    if state in _FAILED:
+                        raise ConnectError({self.endpoint.text: await self._reason()})
+                    await self._channel.wait_for_state_change(state)
+        except TimeoutError:
+            raise ConnectError({self.endpoint.text: "timed out"}) from None
+
+    async def call(
+        self, method: Method[RequestT, ResponseT], request: RequestT, timeout_s: float | None, metadata: Metadata = ()
+    ) -> ResponseT:
+        """Send one request, once. Raises `ServerError` or `CallTimeoutError`."""
+        invoke = self._channel.unary_unary(
+            method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
+        )
+        try:
+            return await invoke(request, timeout=timeout_s, metadata=tuple(metadata))
+        except grpc.aio.AioRpcError as error:
+            code = _number(error.code())
+            if code == DEADLINE_EXCEEDED:
+                raise CallTimeoutError from None
+            raise ServerError(code, error.details() or "") from None
+
+    async def close(self) -> None:
+        """Close at once; calls under way are cancelled."""
+        await self._channel.close(grace=None)
+
+    async def _reason(self) -> str:
+        """Why the channel failed, found out by dialling once more: gRPC's channel state doesn't say."""
+        try:
+            _, writer = await asyncio.open_connection(self.endpoint.host, self.endpoint.port)
+        except OSError as error:
+            return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
+        writer.close()
+        return "accepts connections but does not speak gRPC"
+
+
+def _number(code: grpc.StatusCode) -> int:
+    value = code.value
+    return int(value[0]) if isinstance(value, tuple) else UNKNOWN
+
+
+def _channel_options(config: ClientConfig) -> list[tuple[str, int]]:
+    return [
+        ("grpc.enable_retries", 0),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.keepalive_time_ms", int(max(config.keepalive_time_s, MIN_KEEPALIVE_TIME_S) * 1000)),
+        ("grpc.keepalive_timeout_ms", max(1, int(config.keepalive_timeout_s * 1000))),
+    ]

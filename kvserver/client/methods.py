@@ -1,0 +1,44 @@
+"""The RPCs that the client calls: etcd's path, message types, and whether a repetition is harmless.
+
+Rules: a plain table instead of generated stubs, because the messages live in our own proto package and the paths are etcd's. `read_only`
+is the one fact that the retry policy needs: a call that changes nothing may be sent again whatever happened to the first one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from kvserver.pb import rpc_pb2 as pb
+
+RequestT = TypeVar("RequestT", bound=Message)
+ResponseT = TypeVar("ResponseT", bound=Message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method(Generic[RequestT, ResponseT]):
+    """One unary RPC."""
+
+    path: str
+    request: type[RequestT]
+    response: type[ResponseT]
+    read_only: bool = False
+
+
+RANGE: Final = Method(path="/etcdserverpb.KV/Range", request=pb.RangeRequest, response=pb.RangeResponse, read_only=True)
+PUT: Final = Method(path="/etcdserverpb.KV/Put", request=pb.PutRequest, response=pb.PutResponse)
+DELETE_RANGE: Final = Method(path="/etcdserverpb.KV/DeleteRange", request=pb.DeleteRangeRequest, response=pb.DeleteRangeResponse)
+TXN: Final = Method(path="/etcdserverpb.KV/Txn", request=pb.TxnRequest, response=pb.TxnResponse)
+TXN_READ_ONLY: Final = Method(path=TXN.path, request=pb.TxnRequest, response=pb.TxnResponse, read_only=True)
+COMPACT: Final = Method(path="/etcdserverpb.KV/Compact", request=pb.CompactionRequest, response=pb.CompactionResponse)
+MEMBER_LIST: Final = Method(
+    path="/etcdserverpb.Cluster/MemberList", request=pb.MemberListRequest, response=pb.MemberListResponse, read_only=True
+)
+STATUS: Final = Method(path="/etcdserverpb.Maintenance/Status", request=pb.StatusRequest, response=pb.StatusResponse, read_only=True)
+HASH_KV: Final = Method(path="/etcdserverpb.Maintenance/HashKV", request=pb.HashKVRequest, response=pb.HashKVResponse, read_only=True)
+ALARM_GET: Final = Method(path="/etcdserverpb.Maintenance/Alarm", request=pb.AlarmRequest, response=pb.AlarmResponse, read_only=True)
+AUTHENTICATE: Final = Method(
+    path="/etcdserverpb.Auth/Authenticate", request=pb.AuthenticateRequest, response=pb.AuthenticateResponse, read_only=True
+)

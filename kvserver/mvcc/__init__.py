@@ -1,0 +1,13 @@
+"""Multi-version concurrency control: revisions, the key index, range, put, delete, transactions, compaction, hash.
+
+Deterministic: the same commands give the same bytes on every member. Only apply writes; see docs/architecture/mvcc.md for the tables.
+"""
+
+from __future__ import annotations
+
+from kvserver.mvcc.hashing import KvHash
+from kvserver.mvcc.layout import META, TABLES
+from kvserver.mvcc.mvcc import FIRST_REVISION, Mvcc
+from kvserver.mvcc.read import RangeTooLargeError, Snapshot, execute_range
+
+__all__ = ["FIRST_REVISION", "META", "TABLES", "KvHash", "Mvcc", "RangeTooLargeError", "Snapshot", "execute_range"]

@@ -1,0 +1,162 @@
+"""The tables of the store and the bytes in them.
+
+    table    key                                   value
+    meta     a name                                see apply.meta
+    rev      revision (16)                         record: one change of one key, see below
+    key      key, up to 480 bytes, or a marker     entry: a key that exists now
+    gone     key, up to 480 bytes                  entry: a deleted key whose tombstone isn't compacted yet
+    long     node (20) + tail, or a marker         entry: keys over 480 bytes, existing or gone, see mvcc.keyspace
+    history  key id (16) + revision (16)           superseded: a change of that key that isn't its newest
+
+    revision (16)           record (rev)                             entry (key, gone, long)         superseded (history)
+    0   8  main, big-endian 0   1  flags: 1 = tombstone              0   16  revision of the newest  0  1   flags: 1 = tombstone
+    8   8  sub, big-endian  1   16 key id                                    change                  1  16  revision that
+                            17  16 the key's previous revision,      16  16  key id                         superseded it
+                                   or zeros                          32  8   create revision
+                            33  n  KeyValue, as etcd marshals it     40  8   version, 0: deleted
+                            -4  4  CRC-32C, little-endian            48  8   lease
+
+Rules
+- A *key id* is the revision of the first change in the key's history that isn't compacted: it names the history without naming the key, so
+  history keys are short and of fixed length however long the key is.
+- The checksum covers the revision and everything in front of it, so that a record can't be taken for another one's. It stands at the end in
+  little-endian order because then the checksum of the whole is one constant (`_RESIDUE`): verifying needs no copy of a large record.
+- Same commands, same bytes: nothing here depends on a clock, on chance, or on how far a compaction has got.
+
+Source: etcd's mvcc package for the shape of a revision and of KeyValue; the index on disk is ours (etcd keeps it in memory).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple, cast
+
+import google_crc32c
+
+from kvserver.pb.kv_pb2 import KeyValue
+
+META: Final = 0
+REV: Final = 1
+KEY: Final = 2
+GONE: Final = 3
+LONG: Final = 4
+HISTORY: Final = 5
+TABLES: Final = (b"meta", b"rev", b"key", b"gone", b"long", b"history")
+
+NO_REVISION: Final = bytes(16)
+TOMBSTONE: Final = 1
+HEADER_BYTES: Final = 33
+CRC_BYTES: Final = 4
+
+_RESIDUE: Final = 0x48674BC7
+_REVISION: Final = struct.Struct(">QQ")
+_ENTRY: Final = struct.Struct(">16s16sQQq")
+_CRC: Final = struct.Struct("<I")
+_VALUE_TAG: Final = b"\x2a"
+_FLAGS: Final = (b"\x00", b"\x01")
+
+
+class Entry(NamedTuple):
+    """What the index knows about a key: enough for everything but its value."""
+
+    revision: bytes
+    key_id: bytes
+    create_revision: int
+    version: int
+    lease: int
+
+
+class RecordHeader(NamedTuple):
+    """The front of a record."""
+
+    tombstone: bool
+    key_id: bytes
+    previous: bytes
+
+
+def pack_revision(main: int, sub: int) -> bytes:
+    """16 bytes that sort as (main, sub) does."""
+    return _REVISION.pack(main, sub)
+
+
+def unpack_revision(revision: bytes) -> tuple[int, int]:
+    """(main, sub)."""
+    main, sub = _REVISION.unpack(revision)
+    return main, sub
+
+
+def main_of(revision: bytes) -> int:
+    """The main part of a revision."""
+    return int.from_bytes(revision[:8], "big")
+
+
+def pack_entry(revision: bytes, key_id: bytes, create_revision: int, version: int, lease: int) -> bytes:
+    """The index entry of a key."""
+    return _ENTRY.pack(revision, key_id, create_revision, version, lease)
+
+
+def unpack_entry(data: bytes) -> Entry:
+    """The opposite of `pack_entry`."""
+    return Entry._make(_ENTRY.unpack(data))
+
+
+def pack_superseded(tombstone: bool, by: bytes) -> bytes:
+    """The history's note that the revision `by` came after a change."""
+    return _FLAGS[tombstone] + by
+
+
+def encode_put(
+    revision: bytes, key_id: bytes, previous: bytes, *, key: bytes, value: bytes, create_revision: int, version: int, lease: int
+) -> bytes:
+    """The record of a put; copies `value` once."""
+    mod_revision = int.from_bytes(revision[:8], "big")
+    head = KeyValue(key=key, create_revision=create_revision, mod_revision=mod_revision, version=version).SerializeToString()
+    parts = [_FLAGS[0], key_id, previous, head]
+    if value:
+        parts += (_VALUE_TAG, _varint(len(value)), value)
+    if lease:
+        parts.append(KeyValue(lease=lease).SerializeToString())
+    return _seal(revision, parts)
+
+
+def encode_tombstone(revision: bytes, key_id: bytes, previous: bytes, key: bytes) -> bytes:
+    """The record of a deletion: its KeyValue holds the key alone."""
+    return _seal(revision, [_FLAGS[1], key_id, previous, KeyValue(key=key).SerializeToString()])
+
+
+def is_intact(revision: bytes, record: bytes) -> bool:
+    """Whether the record is what was written under `revision`."""
+    return len(record) > HEADER_BYTES + CRC_BYTES and google_crc32c.extend(google_crc32c.value(revision), record) == _RESIDUE
+
+
+def unpack_header(record: bytes | memoryview) -> RecordHeader:
+    """The front of a record; doesn't verify it."""
+    front = bytes(record[:HEADER_BYTES])
+    return RecordHeader(front[0] == TOMBSTONE, front[1:17], front[17:33])
+
+
+def key_value_of(record: bytes | memoryview) -> memoryview:
+    """The marshaled KeyValue within a record; no copy."""
+    return memoryview(record)[HEADER_BYTES:-CRC_BYTES]
+
+
+def parse_key_value(record: bytes | memoryview, into: KeyValue) -> None:
+    """Merge a record's KeyValue into an empty message."""
+    into.MergeFromString(cast("bytes", key_value_of(record)))  # any buffer will do, the stubs say bytes
+
+
+def _seal(revision: bytes, parts: list[bytes]) -> bytes:
+    crc: int = google_crc32c.value(revision)
+    for part in parts:
+        crc = google_crc32c.extend(crc, part)
+    parts.append(_CRC.pack(crc))
+    return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

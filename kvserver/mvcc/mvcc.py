@@ -1,0 +1,113 @@
+"""The versioned key-value store: etcd's v3 semantics on the engine's tables.
+
+Purpose: holds the current and the compacted revision and hands out what reads (`snapshot`) and what writes (`put`, `delete_range`, `txn`,
+`compact`). Only apply calls the writing methods, between which the revision moves.
+
+Rules: deterministic (no clock, no chance); nothing of a refused request remains; the caller persists `current_revision` in the same batch
+as the changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvserver.mvcc.compaction import Compactor
+from kvserver.mvcc.keyspace import Writer
+from kvserver.mvcc.read import Snapshot, execute_range
+from kvserver.mvcc.write import WriteTxn
+from kvserver.pb.rpc_pb2 import (
+    CompactionRequest,
+    CompactionResponse,
+    DeleteRangeRequest,
+    DeleteRangeResponse,
+    PutRequest,
+    PutResponse,
+    RangeRequest,
+    RangeResponse,
+    ResponseHeader,
+    TxnRequest,
+    TxnResponse,
+)
+from kvserver.storage import Reader
+from kvserver.types import LeaseId, Revision
+
+FIRST_REVISION = Revision(1)
+"""The revision of an empty store."""
+
+
+def no_leases(lease: LeaseId) -> bool:
+    """The lessor of a store that has none."""
+    del lease
+    return False
+
+
+class Mvcc:
+    """Keys with their history. Belongs to the loop; other threads read through `snapshot` of a view."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        *,
+        current_revision: Revision,
+        on_corrupt: Callable[[str], None],
+        has_lease: Callable[[LeaseId], bool] = no_leases,
+    ) -> None:
+        self._writer = writer
+        self._revision = int(current_revision)
+        self._on_corrupt = on_corrupt
+        self._has_lease = has_lease
+        self.compactor = Compactor(writer)
+
+    @property
+    def current_revision(self) -> Revision:
+        """The newest revision; 1 in an empty store."""
+        return Revision(self._revision)
+
+    @property
+    def compacted_revision(self) -> Revision:
+        """Older revisions can't be read any more; -1 before the first compaction, as etcd reports it."""
+        return Revision(self.compactor.scheduled)
+
+    def snapshot(self, reader: Reader | None = None) -> Snapshot:
+        """The present state, read through `reader` (a view made now) or through the engine's own."""
+        return Snapshot(self._writer.reader if reader is None else reader, self._revision, self.compactor.scheduled, self._on_corrupt)
+
+    def range(self, request: RangeRequest, *, scan_budget: int | None = None) -> RangeResponse:
+        """See `execute_range`."""
+        return execute_range(self.snapshot(), request, scan_budget=scan_budget)
+
+    def put(self, request: PutRequest) -> PutResponse:
+        """See WriteTxn.put."""
+        txn = self._begin()
+        response = txn.put(request)
+        self._end(txn)
+        return response
+
+    def delete_range(self, request: DeleteRangeRequest) -> DeleteRangeResponse:
+        """See WriteTxn.delete_range."""
+        txn = self._begin()
+        response = txn.delete_range(request)
+        self._end(txn)
+        return response
+
+    def txn(self, request: TxnRequest) -> TxnResponse:
+        """See WriteTxn.txn."""
+        txn = self._begin()
+        response = txn.txn(request)
+        self._end(txn)
+        return response
+
+    def compact(self, request: CompactionRequest) -> CompactionResponse:
+        """Refuse reads below `request.revision` from now on; the removal is `compactor.run_slice`'s.
+
+        Raises:
+            CompactedError, FutureRevisionError.
+        """
+        self.compactor.schedule(request.revision, self._revision)
+        return CompactionResponse(header=ResponseHeader(revision=self._revision))
+
+    def _begin(self) -> WriteTxn:
+        return WriteTxn(self.snapshot(), self._writer, self._has_lease)
+
+    def _end(self, txn: WriteTxn) -> None:
+        self._revision = txn.revision

@@ -1,0 +1,248 @@
+"""Range: reading keys as they are now or were at an older revision.
+
+Purpose: one implementation for the loop (the engine's own reader) and for a thread (a ReadView).
+
+Rules
+- Read-only and synchronous; the work is proportional to the keys in the range, so callers bound it or leave the loop (`scan_budget`).
+- The limit cuts after sorting and after the revision filters; `count` counts before both.
+- Values are read only for what is returned (and for sorting by value): sorting a million keys by revision holds a million small tuples.
+- A record that fails its checksum is never served: CorruptError, and `on_corrupt` is told which one.
+
+Source: the client contract's Range row; etcd's apply.go for the order of errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple, NoReturn
+
+from kvserver.errors import CompactedError, CorruptError, EmptyKeyError, FutureRevisionError
+from kvserver.mvcc import keyspace, layout
+from kvserver.mvcc.check import range_bounds
+from kvserver.mvcc.layout import HISTORY, KEY, REV, Entry
+from kvserver.pb.kv_pb2 import KeyValue
+from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse, ResponseHeader
+from kvserver.storage import Reader
+
+_NONE: Final = RangeRequest.SortOrder.NONE
+_DESCEND: Final = RangeRequest.SortOrder.DESCEND
+_BY_KEY: Final = RangeRequest.SortTarget.KEY
+_BY_VERSION: Final = RangeRequest.SortTarget.VERSION
+_BY_CREATE: Final = RangeRequest.SortTarget.CREATE
+_BY_MOD: Final = RangeRequest.SortTarget.MOD
+
+
+class RangeTooLargeError(Exception):
+    """A range touches more keys than its budget: run it where it disturbs nobody. Never leaves the store."""
+
+
+class Found(NamedTuple):
+    """A key that exists at the revision that was asked for, and what of it is known without its value."""
+
+    key: bytes
+    revision: bytes
+    create_revision: int
+    version: int
+    lease: int
+
+    @property
+    def mod_revision(self) -> int:
+        """The main revision of the change."""
+        return layout.main_of(self.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state of the keys: where to read it and which revisions it has. `revision` is the newest."""
+
+    reader: Reader
+    revision: int
+    compacted_revision: int
+    on_corrupt: Callable[[str], None]
+
+    def check_revision(self, revision: int) -> int:
+        """The revision to read at; 0 and below mean the newest.
+
+        Raises:
+            FutureRevisionError, CompactedError.
+        """
+        if revision > self.revision:
+            raise FutureRevisionError
+        if revision <= 0:
+            revision = self.revision
+        if revision < self.compacted_revision:
+            raise CompactedError
+        return revision
+
+    def find(self, key: bytes, revision: int) -> Found | None:
+        """The key as of `revision` (checked), None if it doesn't exist there."""
+        if revision >= self.revision:
+            entry = keyspace.find(self.reader, key)
+            return None if entry is None else _found(key, entry)
+        entry = keyspace.find_any(self.reader, key)
+        return None if entry is None else self._at(key, entry, revision)
+
+    def scan(self, lo: bytes, hi: bytes | None, revision: int, *, reverse: bool = False) -> Iterator[Found]:
+        """Keys in [lo, hi) as of `revision` (checked), in byte order; descending only at the newest revision."""
+        if revision >= self.revision:
+            for key, entry in keyspace.scan(self.reader, lo, hi, reverse=reverse):
+                yield _found(key, entry)
+            return
+        for key, entry in keyspace.scan_any(self.reader, lo, hi):
+            found = self._at(key, entry, revision)
+            if found is not None:
+                yield found
+
+    def load(self, found: Found, into: KeyValue) -> None:
+        """Read the whole KeyValue of what was found.
+
+        Raises:
+            CorruptError: the record is missing or fails its checksum.
+        """
+        layout.parse_key_value(self.record(found.revision), into)
+
+    def record(self, revision: bytes) -> bytes:
+        """The verified record of a revision. Raises CorruptError."""
+        record = self.reader.get(REV, revision)
+        if record is None:
+            self.reject(revision, "is missing")
+        if not layout.is_intact(revision, record):
+            self.reject(revision, "fails its checksum")
+        return record
+
+    def reject(self, revision: bytes, why: str) -> NoReturn:
+        """Report a damaged record and refuse to serve it. Raises CorruptError."""
+        main, sub = layout.unpack_revision(revision)
+        self.on_corrupt(f"the record of revision {main}.{sub} {why}")
+        raise CorruptError
+
+    def _at(self, key: bytes, entry: Entry, revision: int) -> Found | None:
+        """The key as it was at a revision older than the newest."""
+        if layout.main_of(entry.revision) <= revision:
+            return _found(key, entry) if entry.version else None
+        if layout.main_of(entry.key_id) > revision:
+            return None
+        behind = entry.key_id + layout.pack_revision(revision + 1, 0)
+        for history_key, superseded in self.reader.iterate(HISTORY, entry.key_id, behind, reverse=True):
+            if superseded[0] == layout.TOMBSTONE:
+                return None
+            change = history_key[16:]
+            kv = KeyValue()
+            layout.parse_key_value(self.record(change), kv)
+            return Found(key, change, kv.create_revision, kv.version, kv.lease)
+        return None
+
+
+def _found(key: bytes, entry: Entry) -> Found:
+    return Found(key, entry.revision, entry.create_revision, entry.version, entry.lease)
+
+
+def execute_range(state: Snapshot, request: RangeRequest, *, scan_budget: int | None = None) -> RangeResponse:
+    """Answer a RangeRequest; of the header only the revision is filled.
+
+    Args:
+        scan_budget: give up with RangeTooLargeError after that many keys; None: never.
+
+    Raises:
+        EmptyKeyError, FutureRevisionError, CompactedError, CorruptError.
+    """
+    if not request.key:
+        raise EmptyKeyError
+    revision = state.check_revision(request.revision)
+    response = RangeResponse(header=ResponseHeader(revision=state.revision))
+    if not request.range_end:
+        found = state.find(request.key, revision)
+        if found is not None:
+            response.count = 1
+            if not request.count_only and _passes(found, request):
+                _append(state, response, found, keys_only=request.keys_only)
+        return response
+    lo, hi = range_bounds(request.key, request.range_end)
+    if request.count_only and revision >= state.revision and (scan_budget is None or _fits(state, lo, hi, scan_budget)):
+        response.count = keyspace.count(state.reader, lo, hi)
+        return response
+    _fill(state, request, response, lo, hi, revision, scan_budget)
+    return response
+
+
+def _fits(state: Snapshot, lo: bytes, hi: bytes | None, budget: int) -> bool:
+    for position, _ in enumerate(state.reader.iterate(KEY, lo, hi)):
+        if position >= budget:
+            raise RangeTooLargeError
+    return True
+
+
+def _fill(
+    state: Snapshot, request: RangeRequest, response: RangeResponse, lo: bytes, hi: bytes | None, revision: int, budget: int | None
+) -> None:
+    order, target, limit = request.sort_order, request.sort_target, request.limit
+    backwards = order == _DESCEND and target == _BY_KEY and revision >= state.revision
+    sorts = target != _BY_KEY or (order == _DESCEND and not backwards)
+    keep = limit + 1 if limit > 0 and not sorts else None
+    if request.count_only:
+        keep = 0
+    chosen: list[Found] = []
+    total = 0
+    for found in state.scan(lo, hi, revision, reverse=backwards):
+        total += 1
+        if budget is not None and total > budget:
+            raise RangeTooLargeError
+        if (keep is None or len(chosen) < keep) and _passes(found, request):
+            chosen.append(found)
+            if keep is not None and len(chosen) == keep and budget is None and revision >= state.revision:
+                break
+    else:
+        keep = None  # the loop saw everything, `total` is the count
+    response.count = total if keep is None else keyspace.count(state.reader, lo, hi)
+    if request.count_only:
+        return
+    if sorts:
+        _sort(state, chosen, request)
+    if 0 < limit < len(chosen):
+        response.more = True
+        del chosen[limit:]
+    for found in chosen:
+        _append(state, response, found, keys_only=request.keys_only)
+
+
+def _passes(found: Found, request: RangeRequest) -> bool:
+    """The four revision filters; 0 means no bound."""
+    if request.max_mod_revision and found.mod_revision > request.max_mod_revision:
+        return False
+    if request.min_mod_revision and found.mod_revision < request.min_mod_revision:
+        return False
+    if request.max_create_revision and found.create_revision > request.max_create_revision:
+        return False
+    return not (request.min_create_revision and found.create_revision < request.min_create_revision)
+
+
+def _sort(state: Snapshot, chosen: list[Found], request: RangeRequest) -> None:
+    """Sort as asked; order NONE with a target other than the key is ascending, ties keep the order of keys."""
+    reverse = request.sort_order == _DESCEND
+    target = request.sort_target
+    if target == _BY_KEY:
+        chosen.sort(key=lambda found: found.key, reverse=reverse)
+    elif target == _BY_VERSION:
+        chosen.sort(key=lambda found: found.version, reverse=reverse)
+    elif target == _BY_CREATE:
+        chosen.sort(key=lambda found: found.create_revision, reverse=reverse)
+    elif target == _BY_MOD:
+        chosen.sort(key=lambda found: found.mod_revision, reverse=reverse)
+    else:
+        chosen.sort(key=lambda found: _value(state, found), reverse=reverse)
+
+
+def _value(state: Snapshot, found: Found) -> bytes:
+    kv = KeyValue()
+    state.load(found, kv)
+    return kv.value
+
+
+def _append(state: Snapshot, response: RangeResponse, found: Found, *, keys_only: bool) -> None:
+    kv = response.kvs.add()
+    if not keys_only:
+        state.load(found, kv)
+        return
+    kv.key, kv.create_revision, kv.mod_revision = found.key, found.create_revision, found.mod_revision
+    kv.version, kv.lease = found.version, found.lease

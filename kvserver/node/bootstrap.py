@@ -1,0 +1,190 @@
+"""How a member starts: a new cluster from its flags, or a restart from its directory.
+
+Rules
+- The store is opened first: its applied index is the truth about what is applied. The WAL is opened against it and refuses what would
+  lose an acknowledged entry. What the directory says wins over the flags, except where the flags show that it is another cluster's
+  (docs/adr/0003).
+- A new member creates its WAL atomically; the store follows with its first commit. A WAL without a store is applied again from its first
+  entry, if it still has that (a crash right after the founding, or a store that was lost); otherwise the start is refused.
+- A snapshot that the WAL's marker names but the store does not hold yet is installed before anything else.
+
+Errors: BootstrapError (and the WAL's and the store's own) say what is wrong with which path and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kvserver.apply import Store
+from kvserver.config import ServerConfig
+from kvserver.errors import KvError
+from kvserver.logs import Logger
+from kvserver.node.compaction import WindowLimits
+from kvserver.node.directory import DataDirectory
+from kvserver.node.log_window import LogWindow
+from kvserver.node.membership import cluster_id, conf_state_of, initial_members
+from kvserver.node.window_loader import WindowLoader
+from kvserver.snapshot import cleanup, list_received
+from kvserver.types import ClusterId, Member, NodeId
+from raft.types import HardState, Index
+from wal import Metadata, Recovered, Wal, read_metadata
+
+DEFAULT_CLUSTER_TOKEN: Final = "etcd-cluster"
+
+
+class BootstrapError(KvError):
+    """The member can't start from this directory with these flags."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a member starts from."""
+
+    cluster_id: ClusterId
+    member_id: NodeId
+    wal: Wal
+    window: LogWindow
+    hard_state: HardState
+
+
+async def begin(config: ServerConfig, directory: DataDirectory, store: Store, limits: WindowLimits, log: Logger) -> Origin:
+    """Start from `directory`, whose store is open. Blocks for as long as the WAL takes to read."""
+    removed = cleanup(directory.snap)
+    if removed:
+        log.info("removed unfinished snapshot files of an earlier run", count=len(removed))
+    if Wal.exists(directory.wal):
+        return await _restart(config, directory, store, limits, log)
+    if store.applied_index > 0:
+        raise BootstrapError(
+            f"the WAL directory {directory.wal} is missing or empty, but the store {directory.store} holds {store.applied_index} "
+            "applied entries: put the WAL back; if it is lost for good, remove this member from the cluster and add it anew with an empty data directory"
+        )
+    return _found(config, directory, store, log)
+
+
+def _found(config: ServerConfig, directory: DataDirectory, store: Store, log: Logger) -> Origin:
+    """The first start of a member of a new cluster."""
+    if config.initial_cluster_state != "new":
+        raise BootstrapError(
+            "--initial-cluster-state=existing: joining a running cluster is not supported by this version; "
+            "start the member with the cluster's other initial members (state new)"
+        )
+    config.check_bootstrap()
+    members = members_of(config)
+    own = next(member for member in members.values() if member.name == config.name)
+    identity = cluster_id(members)
+    if store.is_empty:
+        store.bootstrap(identity, members, conf_state_of(members), cluster_token=config.initial_cluster_token)
+    elif store.cluster_id != identity:
+        raise BootstrapError(
+            f"the store {directory.store} was begun for another cluster, {store.cluster_id:x}, the flags mean {identity:x}: "
+            "remove the data directory (nothing was ever written to it) and start again"
+        )
+    wal = Wal.create(directory.wal, Metadata(cluster_id=identity, member_id=own.id), segment_size_bytes=config.wal_segment_bytes)
+    window = LogWindow(hard_state=HardState(), conf_state=store.conf_state, durable=lambda: (store.durable_index, store.conf_state))
+    log.info("founded a new cluster", cluster_id=f"{identity:x}", member_id=f"{own.id:x}", members=len(members))
+    return Origin(cluster_id=identity, member_id=own.id, wal=wal, window=window, hard_state=HardState())
+
+
+async def _restart(config: ServerConfig, directory: DataDirectory, store: Store, limits: WindowLimits, log: Logger) -> Origin:
+    """A start from an existing directory."""
+    metadata = read_metadata(directory.wal)
+    _check_same_cluster(config, directory.root, store, metadata)
+    loader = WindowLoader(store.applied_index, limits)
+    wal, recovered = Wal.open(
+        directory.wal, metadata, loader, applied_index=store.applied_index, segment_size_bytes=config.wal_segment_bytes
+    )
+    if store.is_empty:
+        _bootstrap_again(config, directory, store, metadata, recovered)
+    if recovered.repaired is not None:
+        log.warning("repaired the end of the WAL", what=recovered.repaired)
+    marker = recovered.marker
+    if marker is not None and marker.index > store.applied_index:
+        await _finish_install(directory, store, marker.index, log)
+    for leftover in list_received(directory.snap):
+        leftover.path.unlink()  # what the marker named is installed by now; the rest never got a marker
+    window = loader.finish(recovered, recovered.hard_state, store.conf_state, lambda: (store.durable_index, store.conf_state))
+    log.info(
+        "restarted from the data directory",
+        cluster_id=f"{metadata.cluster_id:x}",
+        member_id=f"{metadata.member_id:x}",
+        applied_index=store.applied_index,
+        commit_index=recovered.hard_state.commit,
+        last_index=recovered.last_index,
+        term=recovered.hard_state.term,
+    )
+    return Origin(
+        cluster_id=ClusterId(metadata.cluster_id),
+        member_id=NodeId(metadata.member_id),
+        wal=wal,
+        window=window,
+        hard_state=recovered.hard_state,
+    )
+
+
+def _bootstrap_again(config: ServerConfig, directory: DataDirectory, store: Store, metadata: Metadata, recovered: Recovered) -> None:
+    """There is a WAL and no store: if the WAL reaches back to the first entry, everything is applied again; otherwise nothing can bring
+    it back."""
+    if recovered.first_index > 1 or recovered.marker is not None:
+        raise BootstrapError(
+            f"the store {directory.store} is missing, and the WAL {directory.wal} begins at index "
+            f"{recovered.first_index}: what came before is lost on this member. Remove it from the cluster and add it anew with an empty data directory; of a single node, restore a saved snapshot"
+        )
+    members = members_of(config)
+    identity = cluster_id(members)
+    if identity != metadata.cluster_id:
+        raise BootstrapError(
+            f"the store {directory.store} is missing, and the flags mean another cluster ({identity:x}) than the WAL "
+            f"({metadata.cluster_id:x}): start with the flags that the cluster was founded with, so that the store can be built again from the WAL"
+        )
+    store.bootstrap(identity, members, conf_state_of(members), cluster_token=config.initial_cluster_token)
+
+
+async def _finish_install(directory: DataDirectory, store: Store, index: Index, log: Logger) -> None:
+    """A crash came between the WAL's marker and the swap of the store: swap it now."""
+    received = next((found for found in list_received(directory.snap) if found.index == index), None)
+    if received is None:
+        raise BootstrapError(
+            f"the WAL says that a snapshot at index {index} was installed, but the store {directory.store} is at index "
+            f"{store.applied_index} and no received snapshot lies in {directory.snap}: restore the file, or remove this member from the cluster and add it anew"
+        )
+    await store.install(received.path)
+    log.info("applied snapshot", index=index, resumed=True)
+
+
+def _check_same_cluster(config: ServerConfig, root: Path, store: Store, metadata: Metadata) -> None:
+    """Refuse a directory that visibly belongs to another cluster than the flags mean (docs/adr/0003)."""
+    if store.cluster_id not in (0, metadata.cluster_id):
+        raise BootstrapError(
+            f"data directory {root}: the store belongs to cluster {store.cluster_id:x}, the WAL to another cluster, "
+            f"{metadata.cluster_id:x}: put back the parts that belong together"
+        )
+    token = store.membership.cluster_token
+    if token and config.initial_cluster_token not in (DEFAULT_CLUSTER_TOKEN, token):
+        raise BootstrapError(
+            f"data directory {root} belongs to another cluster: it was founded with --initial-cluster-token={token}, "
+            f"the flag says {config.initial_cluster_token}"
+        )
+    stored_urls = {url: member for member in store.members.values() for url in member.peer_urls}
+    flagged_urls = {url for member in members_of(config).values() for url in member.peer_urls}
+    if len(config.initial_cluster) > 1 and stored_urls and not stored_urls.keys() & flagged_urls:
+        raise BootstrapError(
+            f"data directory {root} belongs to another cluster: its members are at {', '.join(sorted(stored_urls))}, "
+            f"--initial-cluster names {', '.join(sorted(flagged_urls))}"
+        )
+    own_urls = {str(url) for url in config.initial_advertise_peer_urls}
+    others = [stored_urls[url] for url in own_urls if url in stored_urls and stored_urls[url].id != metadata.member_id]
+    if others:
+        raise BootstrapError(
+            f"data directory {root} belongs to another member, {metadata.member_id:x}: {', '.join(sorted(own_urls))} is the address of "
+            f"{others[0].name or others[0].id}"
+        )
+
+
+def members_of(config: ServerConfig) -> Mapping[NodeId, Member]:
+    """The members that the flags name."""
+    initial = {member.name: [str(url) for url in member.peer_urls] for member in config.initial_cluster}
+    return initial_members(initial, config.initial_cluster_token)

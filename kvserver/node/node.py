@@ -1,0 +1,349 @@
+"""One member of the cluster: raft, WAL, store and peers, put together and running.
+
+Purpose: starts and stops the parts in the right order, and is what `api` and `metrics` ask (through small Protocols of their own).
+
+Rules
+- Start: lock, store, WAL, core, peers, clock; then the member publishes its name and client URLs, which proves that it takes part in a
+  quorum.
+- Stop: hand leadership over (at most `HANDOVER_S`), refuse what waits, close the peers, let the write under way finish, commit the store.
+- A fatal error (a failed fsync, an apply that could not have failed) is reported once through `wait_failed`; nothing is acknowledged
+  afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+from typing import Final
+
+from raft.raw_node import RawNode
+
+from kvserver.apply import Applier, Store
+from kvserver.commands import CommandKind
+from kvserver.config import ServerConfig
+from kvserver.errors import FatalError, RequestError
+from kvserver.logs import Logger, RaftLogSink
+from kvserver.metrics import Metrics
+from kvserver.node import bootstrap
+from kvserver.node.append_queue import AppendQueue
+from kvserver.node.apply_queue import ApplyQueue
+from kvserver.node.compaction import Decision, WindowLimits
+from kvserver.node.directory import DataDirectory, open_data_directory
+from kvserver.node.driver import Driver, DriverHooks
+from kvserver.node.entries import EntryApplier
+from kvserver.node.peer_handler import NodePeerHandler
+from kvserver.node.peers import PeerBook
+from kvserver.node.proposals import Proposals
+from kvserver.node.reads import Reads
+from kvserver.node.releaser import WalReleaser
+from kvserver.node.transfers import Installer
+from kvserver.pb import internal_pb2
+from kvserver.peer import Identity, SnapshotParts, Transport, TransportOptions
+from kvserver.snapshot import SnapshotCopies
+from kvserver.storage import EngineConfig, EngineHooks
+from kvserver.types import ClusterId, NodeId
+from kvserver.version import __version__
+from raft.config import Config
+from raft.types import NO_NODE, SnapshotMetadata, Term
+
+HANDOVER_S: Final = 0.5
+PUBLISH_RETRY_S: Final = 0.5
+MAX_SIZE_PER_MSG_BYTES: Final = 1 << 20
+MAX_COMMITTED_SIZE_BYTES: Final = 4 << 20
+MAX_UNCOMMITTED_BYTES: Final = 64 << 20
+MAX_INFLIGHT_MSGS: Final = 256
+MAX_WAITING_READS: Final = 100_000
+
+
+class Node:
+    """A running member. Make one with `Node.start`."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        directory: DataDirectory,
+        store: Store,
+        hooks: EngineHooks,
+        origin: bootstrap.Origin,
+        *,
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.cluster_id: ClusterId = origin.cluster_id
+        self.member_id: NodeId = origin.member_id
+        self.window = origin.window
+        self.wal = origin.wal
+        self.metrics = metrics
+        self.book = PeerBook()
+        self._directory = directory
+        self._log = log.bind(member_id=f"{origin.member_id:x}")
+        self._loop = asyncio.get_running_loop()
+        self._failed: asyncio.Future[Exception] = self._loop.create_future()
+        self._leader_changed = asyncio.Event()
+        self._wal_executor = ThreadPoolExecutor(1, "wal")
+        self._snapshot_executor = ThreadPoolExecutor(1, "snapshot")
+        self._random = Random(secrets.randbits(64))
+        self._incarnation = secrets.randbits(63)
+        self._limits = WindowLimits(
+            max_entries=config.log_window.max_entries,
+            max_bytes=config.log_window.max_bytes,
+            grace_s=config.log_window.peer_grace_s,
+        )
+        self._handler = NodePeerHandler(
+            cluster_id=self.cluster_id, members=lambda: store.members, book=self.book, metrics=metrics, log=self._log
+        )
+        self.transport = self._make_transport()
+        self.driver = self._make_driver(origin)
+        self._handler.driver = self.driver
+        self.proposals = Proposals(
+            member_id=self.member_id,
+            incarnation=self._incarnation,
+            sink=self.driver,
+            max_count=config.max_inflight_requests,
+            max_bytes=config.max_inflight_bytes,
+            on_failed=metrics.proposals_failed.add,
+        )
+        self.reads = Reads(sink=self.driver, incarnation=self._incarnation, max_waiting=MAX_WAITING_READS)
+        self._entries = EntryApplier(
+            applier=Applier(store),
+            raw=self.driver.raw,
+            resolve=self.proposals.resolve,
+            note_applied=self.driver.note_applied,
+        )
+        self._apply_queue = ApplyQueue(
+            store=store, apply_entry=self._entries.apply, on_applied=self.driver.storage_responded, on_fatal=self._fail
+        )
+        installer = Installer(
+            directory=directory.snap,
+            wal=self.wal,
+            wal_executor=self._wal_executor,
+            store=store,
+            window=self.window,
+            apply_queue=self._apply_queue,
+            on_installed=self._note_installed,
+            metrics=metrics,
+            log=self._log,
+        )
+        self._append_queue = AppendQueue(
+            wal=self.wal,
+            window=self.window,
+            executor=self._wal_executor,
+            hard_state=origin.hard_state,
+            install=installer.install,
+            on_saved=self.driver.storage_responded,
+            on_fatal=self._fail,
+        )
+        self.releaser = WalReleaser(
+            wal=self.wal,
+            executor=self._wal_executor,
+            limits=lambda: (self.window.first_index(), store.durable_index, self._append_queue.saved_commit),
+            on_fatal=self._fail,
+        )
+        hooks.on_durable = self._note_durable
+        hooks.on_fatal = self._fail
+        self.wal.on_sync = metrics.wal_fsync_seconds.observe
+
+    @classmethod
+    async def start(cls, config: ServerConfig, *, metrics: Metrics, log: Logger) -> Node:
+        """Start the member and return once its parts run (not yet: once it has a leader; see `wait_published`).
+
+        Raises:
+            KvError: the directory, the store, the WAL or the peer address can't be used; the text says why.
+        """
+        directory = open_data_directory(config.data_dir, config.wal_dir)
+        try:
+            limits = WindowLimits(
+                max_entries=config.log_window.max_entries, max_bytes=config.log_window.max_bytes, grace_s=config.log_window.peer_grace_s
+            )
+            hooks = EngineHooks(on_commit_seconds=metrics.backend_commit_seconds.observe)
+            engine_config = EngineConfig(
+                quota_bytes=config.quota_backend_bytes,
+                interval_s=config.backend_batch_interval_ms / 1000,
+                commit_count=config.backend_batch_limit,
+            )
+            store = Store.open(
+                directory.store, config=engine_config, hooks=hooks, on_corrupt=lambda text: log.error("the store is corrupt", what=text)
+            )
+            origin = await bootstrap.begin(config, directory, store, limits, log)
+            node = cls(config, directory, store, hooks, origin, metrics=metrics, log=log)
+            await node._run()
+        except BaseException:
+            directory.close()
+            raise
+        return node
+
+    async def _run(self) -> None:
+        await self.transport.start([str(url) for url in self.config.listen_peer_urls])
+        self._follow_members()
+        self.driver.start(self._append_queue, self._apply_queue)
+        if set(self.store.conf_state.voters) == {self.member_id}:
+            self.driver.campaign()  # nobody else could win: don't wait for the election timeout
+
+    async def wait_published(self) -> None:
+        """Return when the cluster has accepted this member's name and client URLs."""
+        request = internal_pb2.MemberAttributes(
+            member_id=self.member_id, name=self.config.name, client_urls=[str(url) for url in self.config.advertise_client_urls]
+        )
+        while True:
+            try:
+                deadline_s = self._loop.time() + self.config.request_timeout_s
+                await self.proposals.propose(CommandKind.MEMBER_PUBLISH, request, deadline_s=deadline_s)
+            except RequestError as error:
+                self._log.warning("failed to publish local member; will retry", reason=str(error))
+                await asyncio.sleep(PUBLISH_RETRY_S)
+            else:
+                self._log.info("published local member to cluster", name=self.config.name)
+                return
+
+    def now_s(self) -> float:
+        """The loop's clock."""
+        return self._loop.time()
+
+    async def wait_failed(self) -> Exception:
+        """Return the error that stopped this member, when one does."""
+        return await asyncio.shield(self._failed)
+
+    async def stop(self) -> None:
+        """Stop in an orderly way; safe after a failure, too."""
+        if not self._failed.done():
+            await self._hand_over()
+        self.driver.stop()
+        self.proposals.stop()
+        self.reads.stop()
+        self._apply_queue.stop()
+        await self.transport.stop()
+        await self._append_queue.wait_idle()
+        await self.releaser.wait_idle()
+        await self.store.close()
+        await self._loop.run_in_executor(self._wal_executor, self.wal.close)
+        self._wal_executor.shutdown()
+        self._snapshot_executor.shutdown()
+        self._directory.close()
+
+    # --- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _make_transport(self) -> Transport:
+        copies = SnapshotCopies(self._directory.snap, self.store.copy_to, self._snapshot_executor)
+        identity = Identity(cluster_id=self.cluster_id, member_id=self.member_id, server_version=__version__, incarnation=self._incarnation)
+        return Transport(
+            identity,
+            self._handler,
+            snapshots=SnapshotParts(directory=self._directory.snap, copies=copies, executor=self._snapshot_executor),
+            logger=self._log,
+            random=self._random,
+            options=TransportOptions(max_frame_size_bytes=max(16 << 20, 4 * self.config.max_request_bytes)),
+        )
+
+    def _make_driver(self, origin: bootstrap.Origin) -> Driver:
+        config = self.config
+        raw = RawNode(
+            Config(
+                id=self.member_id,
+                election_ticks=config.election_timeout_ticks,
+                heartbeat_ticks=1,
+                storage=origin.window,
+                random=self._random,
+                log_sink=RaftLogSink(self._log),
+                applied=self.store.applied_index,
+                async_storage_writes=True,
+                max_size_per_msg_bytes=MAX_SIZE_PER_MSG_BYTES,
+                max_committed_size_per_ready_bytes=MAX_COMMITTED_SIZE_BYTES,
+                max_uncommitted_size_bytes=MAX_UNCOMMITTED_BYTES,
+                max_inflight_msgs=MAX_INFLIGHT_MSGS,
+                max_inflight_bytes=max(MAX_SIZE_PER_MSG_BYTES, config.log_window.max_bytes // 4),
+                check_quorum=True,
+                pre_vote=config.pre_vote,
+            )
+        )
+        hooks = DriverHooks(
+            on_leader=self._note_leader,
+            on_read_state=lambda context, index: self.reads.resolve(context, index),  # noqa: PLW0108 - made after the driver
+            on_snapshot_wanted=self.transport.send_snapshot,
+            on_new_term_applied=lambda term: self.proposals.fail_older_than(term),  # noqa: PLW0108 - made after the driver
+            on_compacted=self._note_compacted,
+            on_fatal=self._fail,
+        )
+        return Driver(
+            raw=raw,
+            window=origin.window,
+            peers=self.book,
+            outbox=self.transport,
+            durability=self.store,
+            limits=self._limits,
+            tick_s=config.heartbeat_interval_ms / 1000,
+            hooks=hooks,
+        )
+
+    # --- events --------------------------------------------------------------------------------------------------------------------------
+
+    def _note_leader(self, leader: NodeId, previous: NodeId, term: Term) -> None:
+        self._leader_changed.set()
+        if leader != NO_NODE and leader != previous:
+            self.metrics.leader_changes.add()
+            self._log.info("raft leader changed", leader=f"{leader:x}", term=term)
+            self.reads.note_leader()
+
+    def _note_compacted(self, decision: Decision, dropped: int) -> None:
+        self.metrics.log_window_compactions[decision.reason.value] += 1
+        self.releaser.consider()
+
+    def _note_durable(self, _: int) -> None:
+        self.driver.wake()
+        self.releaser.consider()
+
+    def _note_installed(self, metadata: SnapshotMetadata) -> None:
+        self.driver.note_applied(metadata.index, metadata.term)
+        self.proposals.fail_older_than(Term(self.driver.term + 1))
+        self._follow_members()
+        self.releaser.consider()
+
+    def _follow_members(self) -> None:
+        """Dial exactly the members that the store knows."""
+        members = self.store.members
+        for peer in self.transport.peers:
+            if peer not in members:
+                self.transport.remove_peer(peer)
+                self.book.forget(peer)
+        for member in members.values():
+            if member.id != self.member_id:
+                self.transport.add_peer(member.id, member.peer_urls)
+
+    def _fail(self, error: Exception) -> None:
+        if self._failed.done():
+            return
+        self._failed.set_result(error)
+        self.driver.stop()
+        self.proposals.stop()
+        self.reads.stop()
+        fatal = error if isinstance(error, FatalError) else None
+        self._log.error("the member can't go on", error=error if fatal is None else None, reason=str(error))
+
+    async def _hand_over(self) -> None:
+        """Give leadership to the voter that is furthest ahead and was heard from lately."""
+        if not self.driver.is_leader:
+            return
+        since_s = self._loop.time() - self.config.election_timeout_s
+        present = set(self.book.contacts_since(since_s))
+        candidates = [
+            (progress.match_index, peer)
+            for peer, progress, is_learner in self.driver.raw.progress()
+            if peer != self.member_id and not is_learner and peer in present
+        ]
+        if not candidates:
+            return
+        _, to = max(candidates)
+        self._log.info("leadership transfer starting", to=f"{to:x}")
+        self._leader_changed.clear()
+        self.driver.transfer_leader(to)
+        try:
+            async with asyncio.timeout(HANDOVER_S):
+                while self.driver.leader_id in (self.member_id, NO_NODE):
+                    self._leader_changed.clear()
+                    await self._leader_changed.wait()
+            self._log.info("leadership transfer finished", to=f"{self.driver.leader_id:x}")
+        except TimeoutError:
+            self._log.warning("leadership transfer timed out", to=f"{to:x}")

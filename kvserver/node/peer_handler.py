@@ -1,0 +1,112 @@
+"""What the transport tells the node, handed on to the driver: messages, contacts, refusals, snapshots.
+
+Rules: called on the loop, never blocks; decides nothing but who is a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from kvserver.config import ETCD_API_VERSION
+from kvserver.logs import Logger
+from kvserver.metrics import Metrics
+from kvserver.node.driver import Driver
+from kvserver.node.peers import PeerBook
+from kvserver.peer import RefusedError, SnapshotOutcome
+from kvserver.types import ClusterId, Member, NodeId
+from raft.messages import Message
+from raft.types import Index, SnapshotMetadata
+
+
+class NodePeerHandler:
+    """The transport's counterpart. `driver` is set before the transport starts."""
+
+    def __init__(
+        self,
+        *,
+        cluster_id: ClusterId,
+        members: Callable[[], Mapping[NodeId, Member]],
+        book: PeerBook,
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
+        self._cluster_id = cluster_id
+        self._members = members
+        self._book = book
+        self._metrics = metrics
+        self._log = log
+        self._refusals: dict[NodeId, str] = {}
+        self.driver: Driver | None = None
+
+    # --- membership and pages ------------------------------------------------------------------------------------------------------------
+
+    def is_member(self, member_id: NodeId) -> bool:
+        """Part of the membership as applied here."""
+        return member_id in self._members()
+
+    def is_removed(self, member_id: NodeId) -> bool:
+        """No member is ever removed in this version."""
+        return False
+
+    def page(self, path: str) -> object | None:
+        """`/version` and `/members` of the peer port, as etcd serves them."""
+        if path == "/version":
+            return {"etcdserver": ETCD_API_VERSION, "etcdcluster": ETCD_API_VERSION}
+        if path == "/members":
+            return [
+                {"id": member.id, "peerURLs": list(member.peer_urls), "name": member.name, "clientURLs": list(member.client_urls)}
+                for _, member in sorted(self._members().items())
+            ]
+        return None
+
+    # --- messages ------------------------------------------------------------------------------------------------------------------------
+
+    def on_message(self, message: Message, floor: Index) -> None:
+        """Raft's next message from a peer."""
+        self._driver().step(message, floor)
+
+    def on_contact(self, member_id: NodeId) -> None:
+        """That peer is alive."""
+        self._driver().note_contact(member_id)
+        self._refusals.pop(member_id, None)
+
+    def on_unreachable(self, member_id: NodeId) -> None:
+        """Messages to that peer were dropped."""
+        self._driver().report_unreachable(member_id)
+
+    def on_refused(self, member_id: NodeId, error: RefusedError) -> None:
+        """Logged once per reason, not per attempt."""
+        if self._refusals.get(member_id) != str(error):
+            self._refusals[member_id] = str(error)
+            self._log.warning("peer refused the connection", peer=f"{member_id:x}", reason=str(error))
+
+    # --- snapshots -----------------------------------------------------------------------------------------------------------------------
+
+    def on_snapshot_started(self, to: NodeId, metadata: SnapshotMetadata) -> None:
+        """The copy is made: from now on its own position is pinned."""
+        self._book.pin(to, metadata.index)
+        self._log.info("sending database snapshot", to=f"{to:x}", index=metadata.index)
+
+    def on_snapshot_result(self, outcome: SnapshotOutcome) -> None:
+        """The transfer ended; raft hears it exactly once."""
+        self._metrics.snapshot_sent_bytes.add(outcome.sent_bytes)
+        if outcome.ok:
+            self._metrics.snapshots_sent["lagging"] += 1
+            self._log.info(
+                "sent database snapshot", to=f"{outcome.to:x}", sent_bytes=outcome.sent_bytes, took_s=round(outcome.duration_s, 3)
+            )
+        else:
+            self._metrics.snapshot_send_failures["lagging"] += 1
+            self._log.warning("failed to send database snapshot", to=f"{outcome.to:x}", reason=outcome.reason)
+        self._driver().report_snapshot(outcome.to, delivered=outcome.ok)
+
+    def on_snapshot_received(self, message: Message, path: Path) -> None:
+        """A whole, durable snapshot: raft decides whether it is news."""
+        self._metrics.snapshot_received_bytes.add(path.stat().st_size)
+        self._log.info("received database snapshot", sender=f"{message.from_:x}")
+        self._driver().step(message, Index(0))
+
+    def _driver(self) -> Driver:
+        assert self.driver is not None, "the transport starts after the driver"
+        return self.driver

@@ -1,0 +1,177 @@
+"""Proposals in flight: from a request to the result that apply computes for it.
+
+Purpose: gives every proposal an id, bounds how many (count and bytes) may be unanswered, hands it to raft, and resolves its future when the
+entry with that id is applied on this member.
+
+Rules
+- An id is (member, incarnation, counter): the incarnation is drawn anew at every start, so that a replayed entry can't resolve a new
+  future.
+- A proposal is handed to raft once. While there is no leader it waits *before* that; once handed over it is never repeated, as it might
+  apply twice.
+- A future ends by its result, by its deadline, by shutdown, or by `fail_older_than`: when the first entry of a newer term is applied,
+  whatever this member proposed under an older term and has not seen applied is unknown (normally lost), and the client hears `leader
+  changed` at once.
+
+Bounds: `max_count` and `max_bytes` unanswered; over that `TooManyRequestsError`, and nothing was proposed.
+
+Source: etcd server's v3_server.go (processInternalRaftRequestOnce) for the limits and error texts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from google.protobuf.message import Message as PbMessage
+
+from kvserver import commands
+from kvserver.commands import CommandKind, ProposalId
+from kvserver.errors import (
+    LeaderChangedError,
+    RequestError,
+    RequestTimeoutError,
+    RequestTooLargeError,
+    StoppedError,
+    TimeoutDueToConnectionLostError,
+    TimeoutDueToLeaderFailError,
+    TooManyRequestsError,
+)
+from raft.types import NodeId, Term
+
+
+class ProposalSink(Protocol):
+    """What proposals need of the driver."""
+
+    @property
+    def term(self) -> Term: ...
+    def has_leader(self) -> bool: ...
+    def try_propose(self, data: bytes) -> bool:
+        """Hand `data` to raft; False when raft refuses it now (no leader, a transfer, or the uncommitted tail is full)."""
+        ...
+
+    async def wait_proposable(self) -> None:
+        """Return when a refused proposal is worth another try."""
+        ...
+
+
+@dataclass(slots=True)
+class _Pending:
+    future: asyncio.Future[PbMessage]
+    size_bytes: int
+    term: Term
+
+
+class Proposals:
+    """The proposals of this member that await their result."""
+
+    def __init__(
+        self,
+        *,
+        member_id: NodeId,
+        incarnation: int,
+        sink: ProposalSink,
+        max_count: int,
+        max_bytes: int,
+        on_failed: Callable[[], None],
+    ) -> None:
+        self._member_id = member_id
+        self._incarnation = incarnation
+        self._sink = sink
+        self._max_count = max_count
+        self._max_bytes = max_bytes
+        self._on_failed = on_failed
+        self._pending: dict[int, _Pending] = {}
+        self._counter = 0
+        self._bytes = 0
+        self._stopped = False
+        self._leader_lost = False
+
+    @property
+    def pending_count(self) -> int:
+        """How many proposals are unanswered."""
+        return len(self._pending)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Their encoded size."""
+        return self._bytes
+
+    async def propose(self, kind: CommandKind, request: PbMessage, *, deadline_s: float) -> PbMessage:
+        """Replicate `request` and return what applying it gave.
+
+        Args:
+            deadline_s: on the loop's clock.
+
+        Raises:
+            TooManyRequestsError: the bounds are exhausted; nothing was proposed.
+            RequestTimeoutError (or one of its two relatives): the deadline passed; the outcome is unknown.
+            LeaderChangedError: leadership moved on; the outcome is unknown.
+            StoppedError: this member is stopping.
+            RequestError: the deterministic result of applying it.
+        """
+        if self._stopped:
+            raise StoppedError
+        loop = asyncio.get_running_loop()
+        self._counter += 1
+        counter = self._counter
+        data = commands.encode(kind, ProposalId(self._member_id, self._incarnation, counter), request.SerializeToString())
+        size_bytes = len(data)
+        if len(self._pending) >= self._max_count or (self._bytes + size_bytes > self._max_bytes and self._pending):
+            raise TooManyRequestsError
+        if size_bytes > self._max_bytes:
+            raise RequestTooLargeError
+        pending = _Pending(loop.create_future(), size_bytes, self._sink.term)
+        self._pending[counter] = pending
+        self._bytes += size_bytes
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                while not self._sink.try_propose(data):
+                    await self._sink.wait_proposable()
+                    if pending.future.done():
+                        break
+                pending.term = self._sink.term
+                del data
+                return await pending.future
+        except TimeoutError:
+            self._on_failed()
+            raise self._timeout_error(pending) from None
+        except RequestError:
+            raise
+        finally:
+            del self._pending[counter]
+            self._bytes -= size_bytes
+
+    def resolve(self, proposal: ProposalId, result: PbMessage | RequestError) -> None:
+        """An entry was applied: if it is one of ours and still awaited, answer it."""
+        if proposal.incarnation != self._incarnation or proposal.member != self._member_id:
+            return
+        pending = self._pending.get(proposal.counter)
+        if pending is None or pending.future.done():
+            return
+        if isinstance(result, RequestError):
+            pending.future.set_exception(result)
+        else:
+            pending.future.set_result(result)
+
+    def fail_older_than(self, term: Term) -> None:
+        """The first entry of `term` was applied: what was proposed under an older term and isn't applied by now can't be told any more."""
+        for pending in self._pending.values():
+            if pending.term < term and not pending.future.done():
+                self._on_failed()
+                pending.future.set_exception(LeaderChangedError())
+
+    def stop(self) -> None:
+        """Answer everything that is still open with `server stopped` and refuse what comes."""
+        self._stopped = True
+        for pending in self._pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(StoppedError())
+
+    def _timeout_error(self, pending: _Pending) -> RequestError:
+        if not self._sink.has_leader():
+            return TimeoutDueToConnectionLostError()
+        if self._sink.term > pending.term:
+            return TimeoutDueToLeaderFailError()
+        return RequestTimeoutError()

@@ -1,0 +1,85 @@
+"""Releasing WAL segments that nobody needs any more, on the WAL's own thread.
+
+Rules: a segment goes when all of its entries are below the log window, durable in the store, and committed in the WAL's own hard state. One
+release is under way at a time, and at most one begins every `INTERVAL_S`. What the WAL looks like on disk is noted on the way, for metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Final, Protocol
+
+from raft.types import Index
+from wal import SegmentInfo
+
+INTERVAL_S: Final = 0.5
+
+
+class ReleasableLog(Protocol):
+    """What is needed of the WAL; the methods block and belong on its thread."""
+
+    @property
+    def first_index(self) -> Index: ...
+    def release(self, index: Index) -> int: ...
+    def segments(self) -> Sequence[SegmentInfo]: ...
+
+
+class WalReleaser:
+    """Keeps the WAL as short as the rule allows.
+
+    `limits` answers (the window's first index, the store's durable index, the commit index saved in the WAL).
+    """
+
+    def __init__(
+        self,
+        *,
+        wal: ReleasableLog,
+        executor: Executor,
+        limits: Callable[[], tuple[Index, Index, Index]],
+        on_fatal: Callable[[Exception], None],
+    ) -> None:
+        self._wal = wal
+        self._executor = executor
+        self._limits = limits
+        self._on_fatal = on_fatal
+        self._loop = asyncio.get_running_loop()
+        self._running: asyncio.Future[tuple[Index, int]] | None = None
+        self._next_s = 0.0
+        self._released_through = Index(0)
+        self.wal_first_index = wal.first_index
+        self.wal_bytes = sum(segment.size_bytes for segment in wal.segments())
+
+    def consider(self) -> None:
+        """Release what may go, unless that was just done."""
+        now_s = self._loop.time()
+        if self._running is not None or now_s < self._next_s:
+            return
+        window_first, durable, committed = self._limits()
+        index = Index(min(window_first - 1, durable, committed))
+        if index <= self._released_through:
+            return
+        self._next_s = now_s + INTERVAL_S
+        self._released_through = index
+        self._running = self._loop.run_in_executor(self._executor, self._release, index)
+        self._running.add_done_callback(self._finish)
+
+    async def wait_idle(self) -> None:
+        """Return when no release is under way (before the files are closed)."""
+        while self._running is not None:
+            await asyncio.wait([self._running])
+
+    def _release(self, index: Index) -> tuple[Index, int]:
+        self._wal.release(index)
+        return self._wal.first_index, sum(segment.size_bytes for segment in self._wal.segments())
+
+    def _finish(self, done: asyncio.Future[tuple[Index, int]]) -> None:
+        self._running = None
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is None:
+            self.wal_first_index, self.wal_bytes = done.result()
+        else:
+            self._on_fatal(error if isinstance(error, Exception) else RuntimeError(str(error)))

@@ -1,0 +1,89 @@
+"""Snapshots as the node sees them: asking for them, receiving them, installing them.
+
+Purpose: the steps between raft's MsgSnap and the streams of `peer` and the files of `snapshot`.
+
+Rules
+- Sending: one transfer per peer; its position is pinned in the window from the moment it is wanted, and raft hears of its end exactly once.
+- Receiving: the file is whole and durable before raft sees the message; a file that raft does not want is removed.
+- Installing, in this order: everything committed before is applied; the WAL's marker (with hard state) is durable; the store is swapped;
+  the window begins behind the snapshot. A crash after the marker is finished at the next start (`bootstrap`), a crash before it leaves a
+  file that is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kvserver.errors import FatalError
+from kvserver.logs import Logger
+from kvserver.metrics import Metrics
+from kvserver.node.apply_queue import ApplyQueue
+from kvserver.node.log_window import LogWindow
+from kvserver.snapshot import list_received
+from raft.messages import Message
+from raft.types import HardState, Index, SnapshotMetadata, Term
+from wal import Marker
+
+
+class MarkerWriter(Protocol):
+    """What installing needs of the WAL; blocks, on the WAL thread."""
+
+    def save_marker(self, marker: Marker, hard_state: HardState | None) -> None: ...
+
+
+class InstallableStore(Protocol):
+    """What installing needs of the store."""
+
+    async def install(self, path: Path) -> SnapshotMetadata: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Installer:
+    """Puts a received snapshot in force. Runs as part of the append queue: nothing is saved meanwhile."""
+
+    directory: Path
+    wal: MarkerWriter
+    wal_executor: Executor
+    store: InstallableStore
+    window: LogWindow
+    apply_queue: ApplyQueue
+    on_installed: Callable[[SnapshotMetadata], None]
+    metrics: Metrics
+    log: Logger
+
+    async def install(self, message: Message, hard_state: HardState) -> None:
+        """Install the snapshot that raft accepted with `message`.
+
+        Raises:
+            FatalError: its file is gone.
+        """
+        assert message.snapshot is not None
+        metadata = message.snapshot.metadata
+        received = self._find(metadata.index, metadata.term)
+        await self.apply_queue.wait_idle()
+        loop = asyncio.get_running_loop()
+        marker = Marker(metadata.index, metadata.term)
+        await loop.run_in_executor(self.wal_executor, self.wal.save_marker, marker, hard_state)
+        await self.store.install(received)
+        self.window.reset(metadata.index, metadata.term)
+        self.metrics.snapshots_received.add()
+        self.log.info("applied snapshot", index=metadata.index, term=metadata.term)
+        self.on_installed(metadata)
+        self._remove_up_to(metadata.index)
+
+    def _find(self, index: Index, term: Term) -> Path:
+        for found in list_received(self.directory):
+            if (found.index, found.term) == (index, term):
+                return found.path
+        raise FatalError(f"the snapshot at index {index}, term {term} was received, but its file is not in {self.directory}")
+
+    def _remove_up_to(self, index: Index) -> None:
+        """Received files that this snapshot made useless (the installed one itself was moved into place)."""
+        for found in list_received(self.directory):
+            if found.index <= index:
+                found.path.unlink()

@@ -1,0 +1,73 @@
+"""Filling the log window from the WAL at a start, without ever holding the whole log.
+
+Rules: every entry above the applied index is kept (it is still to be applied); below it only the newest within the window's limits, so
+that peers with a trivial lag need no snapshot. The WAL hands entries over in file order: an index that was seen before overwrites, a gap
+stands behind a snapshot marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvserver.node.compaction import WindowLimits
+from kvserver.node.log_window import LogWindow
+from raft.types import ConfState, Entry, HardState, Index, Term
+from wal import Recovered
+
+_TRIM_EVERY = 256
+
+
+class WindowLoader:
+    """The sink of `Wal.open`."""
+
+    def __init__(self, applied_index: Index, limits: WindowLimits) -> None:
+        self._applied_index = applied_index
+        self._limits = limits
+        self._entries: LogWindow | None = None
+        self._count = 0
+
+    def __call__(self, entry: Entry) -> None:
+        """Take one entry."""
+        window = self._entries
+        if window is None or entry.index > window.last_index() + 1 or entry.index < window.first_index():
+            # The first entry, one behind a marker, or one that overwrites everything held: begin anew in front of it.
+            window = self._entries = _empty(Index(entry.index - 1), Term(0))
+        window.append([entry])
+        self._count += 1
+        if self._count % _TRIM_EVERY == 0:
+            self._trim(window)
+
+    def finish(
+        self, recovered: Recovered, hard_state: HardState, conf_state: ConfState, durable: Callable[[], tuple[Index, ConfState]]
+    ) -> LogWindow:
+        """The window, holding what was kept of the readable entries."""
+        held = self._entries
+        window = LogWindow(
+            first_index=recovered.first_index,
+            prev_term=recovered.prev_term,
+            hard_state=hard_state,
+            conf_state=conf_state,
+            durable=durable,
+        )
+        if held is None or recovered.last_index < recovered.first_index:
+            return window
+        self._trim(held)
+        first = max(held.first_index(), recovered.first_index)
+        if first > recovered.first_index:
+            window.reset(Index(first - 1), held.term(Index(first - 1)))
+        window.append(held.entries(Index(first), Index(held.last_index() + 1), 1 << 62))
+        return window
+
+    def _trim(self, window: LogWindow) -> None:
+        cap = window.cap_index(self._limits.max_entries, self._limits.max_bytes)
+        window.compact(min(cap, self._applied_index))
+
+
+def _empty(index: Index, term: Term) -> LogWindow:
+    return LogWindow(
+        first_index=Index(index + 1),
+        prev_term=term,
+        hard_state=HardState(),
+        conf_state=ConfState(),
+        durable=lambda: (index, ConfState()),
+    )

@@ -1,0 +1,107 @@
+"""The grpcio server: listeners, limits and the stop.
+
+Purpose: `GrpcServer` serves an `Api` on the client URLs until it is stopped.
+
+Limits: the size of a message (`receive_limit_bytes`; grpcio's own limit is twice that, see grpc_binding), the number of calls being served
+(beyond it grpcio answers RESOURCE_EXHAUSTED at once), streams per connection, keepalive pings (a client that pings more often than allowed
+is sent away). There is no limit on connections but the process's file descriptors.
+
+Caveat: grpcio writes trouble of its own (a peer that does not speak HTTP/2) to stderr unless the environment says `GRPC_VERBOSITY=NONE`
+before it is imported; the entry point sets that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import grpc.aio
+
+from kvserver.api import Api
+from kvserver.config import ServerConfig, Url
+from kvserver.logs import Logger
+from kvserver.metrics import Metrics
+from kvserver.rpc.grpc_binding import bind_methods
+from kvserver.rpc.ports import ListenError, check_free
+
+__all__ = ["GrpcLimits", "GrpcServer"]
+
+_INT_MAX: Final = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcLimits:
+    """What a client may take. Sizes in bytes, times in seconds; 0 s for `keepalive_interval_s` means no pings from us."""
+
+    receive_limit_bytes: int = 2 * 1024 * 1024
+    max_concurrent_requests: int = 4096
+    max_concurrent_streams: int = _INT_MAX
+    keepalive_min_time_s: float = 5.0
+    keepalive_interval_s: float = 7200.0
+    keepalive_timeout_s: float = 20.0
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> GrpcLimits:
+        """The limits that the flags ask for."""
+        return cls(
+            receive_limit_bytes=config.receive_limit_bytes,
+            max_concurrent_requests=config.max_concurrent_requests,
+            max_concurrent_streams=config.max_concurrent_streams,
+            keepalive_min_time_s=config.grpc_keepalive_min_time_s,
+            keepalive_interval_s=config.grpc_keepalive_interval_s,
+            keepalive_timeout_s=config.grpc_keepalive_timeout_s,
+        )
+
+    def channel_options(self) -> list[tuple[str, int]]:
+        """The same in grpcio's words."""
+        return [
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", 2 * self.receive_limit_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", min(self.max_concurrent_streams, _INT_MAX)),
+            ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(self.keepalive_min_time_s)),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(self.keepalive_min_time_s)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_time_ms", _milliseconds(self.keepalive_interval_s) or _INT_MAX),
+            ("grpc.keepalive_timeout_ms", _milliseconds(self.keepalive_timeout_s) or _INT_MAX),
+        ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(round(seconds * 1000), _INT_MAX)
+
+
+class GrpcServer:
+    """The client API on one or several addresses. Made and used on the loop."""
+
+    def __init__(self, api: Api, *, limits: GrpcLimits, metrics: Metrics, logger: Logger) -> None:
+        self._logger = logger
+        self._server = grpc.aio.server(options=limits.channel_options(), maximum_concurrent_rpcs=limits.max_concurrent_requests)
+        self._server.add_generic_rpc_handlers(
+            bind_methods(api, metrics=metrics, logger=logger, receive_limit_bytes=limits.receive_limit_bytes)
+        )
+
+    async def start(self, urls: Sequence[Url]) -> tuple[Url, ...]:
+        """Listen and serve; returns the URLs with the ports that were bound (for port 0).
+
+        Raises `ListenError` when an address can't be bound; nothing is served then.
+        """
+        bound = tuple(self._listen(url) for url in urls)
+        await self._server.start()
+        for url in bound:
+            self._logger.info("serving client requests", address=url.netloc, protocol="grpc", tls=False)
+        return bound
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, give those being served `grace_s` seconds, then cancel them. May be called twice."""
+        await self._server.stop(grace_s)
+
+    def _listen(self, url: Url) -> Url:
+        check_free(url)
+        address = f"[{url.bind_host}]:{url.port}" if ":" in url.bind_host else f"{url.bind_host}:{url.port}"
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ListenError(f"listen tcp {url.netloc}: {error}") from error
+        return Url(host=url.host, port=port)

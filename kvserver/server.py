@@ -1,0 +1,155 @@
+"""The composition root: the only module that knows every room. Makes a member from a configuration, and ends it.
+
+Order: addresses are looked at first (a port in use is found before anything is written), then the node starts, then HTTP (so that /health
+tells the truth early), and when the cluster has accepted the member the client port opens and the log says `ready to serve client
+requests`.
+
+Rules: one root TaskGroup owns what runs beside the parts; SIGTERM and SIGINT begin an orderly stop of at most `STOP_S`; a fatal error of
+the node ends the process with exit code 1 and one line that says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from typing import Final
+
+from kvserver.api import Api, MemberStatus, build_api
+from kvserver.clock import SystemClock
+from kvserver.config import ETCD_API_VERSION, ServerConfig
+from kvserver.logs import Logger
+from kvserver.metrics import Metrics
+from kvserver.node import Node, NodeStatus, StoreReader
+from kvserver.pb import rpc_pb2
+from kvserver.rpc import GrpcLimits, GrpcServer, HttpServer, build_http_app, check_free
+from kvserver.types import Revision
+from kvserver.version import __version__
+
+GRACE_S: Final = 0.3
+LAG_PROBE_S: Final = 0.1
+
+
+class ClusterFacts(NodeStatus):
+    """The node's status in the api's words."""
+
+    def alarms(self) -> Sequence[rpc_pb2.AlarmMember]:
+        """No alarm can be raised in this version."""
+        return ()
+
+    def status(self) -> MemberStatus:
+        """What Status shows of this member."""
+        store = self.node.store
+        return MemberStatus(
+            revision=Revision(store.current_revision),
+            committed_index=self.commit_index,
+            applied_index=self.node.driver.applied_index,
+            db_bytes=store.size_bytes,
+            db_in_use_bytes=store.size_in_use_bytes,
+            db_quota_bytes=self.config.quota_backend_bytes,
+            errors=() if self.node.driver.has_leader() else ("etcdserver: no leader",),
+        )
+
+
+class Server:
+    """One member with its listeners."""
+
+    def __init__(self, config: ServerConfig, *, log: Logger) -> None:
+        self._config = config
+        self._log = log
+        self._metrics = Metrics(version=ETCD_API_VERSION)
+        self._stop_asked = asyncio.Event()
+
+    def ask_stop(self, reason: str) -> None:
+        """Begin an orderly stop."""
+        if not self._stop_asked.is_set():
+            self._log.info("received signal; shutting down", signal=reason)
+            self._stop_asked.set()
+
+    async def run(self) -> int:
+        """Run until asked to stop or until the node fails; returns the exit code.
+
+        Raises:
+            KvError: the member can't start; the text says why.
+        """
+        config = self._config
+        for url in (*config.listen_client_urls, *config.http_urls):
+            check_free(url)
+        self._log.info("starting kvserver", version=__version__, name=config.name, data_dir=str(config.data_dir))
+        node = await Node.start(config, metrics=self._metrics, log=self._log)
+        http: HttpServer | None = None
+        grpc: GrpcServer | None = None
+        api: Api | None = None
+        try:
+            api = self._build_api(node)
+            if config.http_urls:
+                http = HttpServer(build_http_app(api.probes, self._metrics), logger=self._log)
+                await http.start(config.http_urls)
+            grpc = GrpcServer(api, limits=GrpcLimits.of(config), metrics=self._metrics, logger=self._log)
+            return await self._serve(node, grpc, api)
+        finally:
+            if api is not None:
+                api.health.set_serving(False)
+            await self._stop(node, grpc, http)
+
+    def _build_api(self, node: Node) -> Api:
+        facts = ClusterFacts(node, self._config)
+        self._metrics.attach_node(facts)
+        return build_api(
+            proposals=node.proposals,
+            reads=node.reads,
+            reader=StoreReader(node.store),
+            view=facts,
+            clock=SystemClock(),
+            max_request_bytes=self._config.max_request_bytes,
+            max_txn_ops=self._config.max_txn_ops,
+            request_timeout_s=self._config.request_timeout_s,
+        )
+
+    async def _serve(self, node: Node, grpc: GrpcServer, api: Api) -> int:
+        """Open the client port once the member is published; wait for the end."""
+        tasks: dict[str, asyncio.Task[object]] = {}
+        async with asyncio.TaskGroup() as group:
+            tasks["publish"] = group.create_task(self._open(node, grpc, api), name="publish")
+            tasks["stop"] = group.create_task(self._stop_asked.wait(), name="wait-stop")
+            tasks["fail"] = group.create_task(node.wait_failed(), name="wait-failed")
+            tasks["lag"] = group.create_task(self._watch_loop_lag(), name="loop-lag")
+            await asyncio.wait([tasks["stop"], tasks["fail"]], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks.values():
+                task.cancel()
+        failed = tasks["fail"]
+        if failed.cancelled():
+            return 0
+        self._log.fatal("the member stops", reason=str(failed.result()))
+        return 1
+
+    async def _open(self, node: Node, grpc: GrpcServer, api: Api) -> None:
+        await node.wait_published()
+        await grpc.start(self._config.listen_client_urls)
+        api.health.set_serving(True)
+        self._log.info("ready to serve client requests")
+
+    async def _watch_loop_lag(self) -> None:
+        """Note how late the loop runs a timer: what blocks it shows up here."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = loop.time() + LAG_PROBE_S
+            await asyncio.sleep(LAG_PROBE_S)
+            self._metrics.loop_lag_seconds.observe(max(0.0, loop.time() - due_s))
+
+    async def _stop(self, node: Node, grpc: GrpcServer | None, http: HttpServer | None) -> None:
+        if grpc is not None:
+            await grpc.stop(GRACE_S)
+        if http is not None:
+            await http.stop()
+        await node.stop()
+        self._log.info("stopped")
+
+
+async def serve(config: ServerConfig, *, log: Logger) -> int:
+    """Run a member in this process until SIGTERM or SIGINT; returns the exit code. Raises as `Server.run`."""
+    server = Server(config, log=log)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.ask_stop, number.name)
+    return await server.run()

@@ -1,0 +1,160 @@
+"""Copies of the store on their way to members that fell behind.
+
+Purpose: one consistent file per need, shared by all who need it at the same time, gone when nobody does.
+
+Rules
+- The store is copied on the snapshot thread (`make_copy`, which closes its read view before it returns), then synced, checksummed and
+  renamed.
+- `acquire(min_index)` shares the newest copy if it reaches `min_index`, otherwise takes a new one; takers wait for each other.
+- Every `acquire` is ended by one `release`; the last one removes the file. `close` removes what is left.
+
+Bounds: at most one copy is being taken; finished copies are at most as many as there are holders.
+Errors: SnapshotCopyError for everything that `make_copy` or the file system raises; nothing is left behind then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kvserver.errors import KvError
+from kvserver.snapshot import files
+from kvserver.snapshot.errors import SnapshotCopyError
+from kvserver.snapshot.plan import SnapshotOffer, content_id
+from kvserver.snapshot.threads import run_to_end
+from raft.types import Index, SnapshotMetadata
+
+MakeCopy = Callable[[Path], SnapshotMetadata]
+"""Write a consistent copy of the store to a path that doesn't exist, and say what it covers. Blocking; called on the snapshot thread."""
+
+_HASH_BLOCK_BYTES: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotCopy:
+    """A finished, durable copy: the file and what it covers."""
+
+    path: Path
+    size_bytes: int
+    sha256: bytes
+    metadata: SnapshotMetadata
+
+    def offer(self, chunk_size_bytes: int) -> SnapshotOffer:
+        """How this copy is announced."""
+        return SnapshotOffer(
+            id=content_id(self.sha256),
+            size_bytes=self.size_bytes,
+            sha256=self.sha256,
+            chunk_size_bytes=chunk_size_bytes,
+            metadata=self.metadata,
+        )
+
+
+class SnapshotCopies:
+    """Takes copies and counts their holders. Used on one loop."""
+
+    def __init__(self, directory: Path, make_copy: MakeCopy, executor: Executor) -> None:
+        self._directory = directory
+        self._make_copy = make_copy
+        self._executor = executor
+        self._lock = asyncio.Lock()
+        self._holders: dict[SnapshotCopy, int] = {}
+        self._newest: SnapshotCopy | None = None
+        self._serial = 0
+        self._is_closed = False
+
+    @property
+    def newest_metadata(self) -> SnapshotMetadata | None:
+        """What the newest held copy covers; None if none is held. A snapshot message for this position needs no new copy."""
+        return None if self._newest is None else self._newest.metadata
+
+    async def acquire(self, min_index: Index) -> SnapshotCopy:
+        """A copy that covers at least `min_index`, held until `release`. Raises SnapshotCopyError."""
+        async with self._lock:
+            copy = self._newest
+            if copy is None or copy.metadata.index < min_index:
+                copy = await self._take()
+                if copy.metadata.index < min_index:
+                    await run_to_end(self._executor, lambda: copy.path.unlink(missing_ok=True))
+                    raise SnapshotCopyError(f"the store is at index {copy.metadata.index}, a snapshot at {min_index} is asked for")
+                self._newest = copy
+            self._holders[copy] = self._holders.get(copy, 0) + 1
+            return copy
+
+    async def release(self, copy: SnapshotCopy) -> None:
+        """End one holding; the file goes with the last. Finishes even when cancelled."""
+        if self._is_closed:
+            return
+        holders = self._holders.get(copy, 0) - 1
+        assert holders >= 0, "a snapshot copy was released twice"
+        if holders:
+            self._holders[copy] = holders
+            return
+        del self._holders[copy]
+        if self._newest is copy:
+            self._newest = None
+        await run_to_end(self._executor, lambda: copy.path.unlink(missing_ok=True))
+
+    async def close(self) -> None:
+        """Remove every copy, whoever still holds it. `acquire` must not be called afterwards."""
+        async with self._lock:
+            self._is_closed = True
+            paths = [copy.path for copy in self._holders]
+            self._holders.clear()
+            self._newest = None
+            for path in paths:
+                await run_to_end(self._executor, lambda path=path: path.unlink(missing_ok=True))  # type: ignore[misc]
+
+    async def _take(self) -> SnapshotCopy:
+        self._serial += 1
+        serial = self._serial
+        return await run_to_end(
+            self._executor,
+            lambda: take_copy(self._directory, serial, self._make_copy),
+            discard=lambda copy: copy.path.unlink(missing_ok=True),
+        )
+
+
+def take_copy(directory: Path, serial: int, make_copy: MakeCopy) -> SnapshotCopy:
+    """Take one copy: temporary name, sync, checksum, rename, sync the directory. Blocking. Raises SnapshotCopyError and leaves nothing
+    behind.
+    """
+    path = files.taking_path(directory, serial)
+    try:
+        metadata = make_copy(path)
+        files.sync_file(path)
+        sha256, size_bytes = _checksum(path)
+        if not size_bytes:
+            raise SnapshotCopyError(f"{path}: the copy of the store is empty")
+        final = files.outgoing_path(directory, serial, content_id(sha256))
+        path.rename(final)
+        path = final
+        files.sync_directory(directory)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise SnapshotCopyError(f"{path}: {error.strerror or error}") from error
+    except KvError as error:
+        path.unlink(missing_ok=True)
+        raise SnapshotCopyError(f"{path}: {error}") from error
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return SnapshotCopy(path=path, size_bytes=size_bytes, sha256=sha256, metadata=metadata)
+
+
+def _checksum(path: Path) -> tuple[bytes, int]:
+    """SHA-256 and size of the file."""
+    digest = hashlib.sha256()
+    size_bytes = 0
+    block = bytearray(_HASH_BLOCK_BYTES)
+    view = memoryview(block)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(view[:count])
+            size_bytes += count
+    return digest.digest(), size_bytes

@@ -1,0 +1,26 @@
+"""The on-disk engine behind mvcc: sorted tables in an LMDB file, a write buffer that every reader sees through, fsynced batches.
+
+Who uses it: mvcc reads through the `Reader` Protocol and writes with `put` and `delete`; apply ends entries; nobody else imports it.
+"""
+
+from __future__ import annotations
+
+from kvserver.storage.engine import Engine, EngineConfig, EngineHooks
+from kvserver.storage.errors import StorageError, StorageNoSpaceError, StoreFailedError, StoreUnreadableError, ViewExpiredError
+from kvserver.storage.files import read_only_env
+from kvserver.storage.reader import Reader
+from kvserver.storage.view import ReadView
+
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "EngineHooks",
+    "ReadView",
+    "Reader",
+    "StorageError",
+    "StorageNoSpaceError",
+    "StoreFailedError",
+    "StoreUnreadableError",
+    "ViewExpiredError",
+    "read_only_env",
+]

@@ -1,0 +1,421 @@
+"""The on-disk engine: tables of sorted byte keys, written through a buffer, committed in batches on a thread of their own.
+
+Purpose: the applier writes at memory speed; the disk sees one fsynced LMDB transaction per batch; every reader sees every write at once.
+
+Theory of operation
+- Writes go to the *active* layer. `end_entry(mark)` ends one replicated entry: only between entries is a layer sealed, so a batch holds
+  whole entries, their data together with the meta that says so. `mark` (the applied index) becomes the batch's mark.
+- Sealing makes the active layer the *pending* one, and the commit thread writes it (sorted, one transaction, fsync) while a new active
+  layer fills. There is never more than one pending layer, so memory is bounded by two layers.
+- A commit is due `interval_s` after the first write of a layer, and at once when it has `commit_count` changes or `commit_bytes` bytes.
+- At `max_buffer_bytes` in both layers together `has_room` turns false: the applier awaits `wait_room()` before the next entry. One entry
+  may exceed the bound by its own size.
+- `allow_commit_through(mark)` is the gate of durability.md: a sealed batch isn't written before the WAL holds all of it.
+- Out of space: the batch is kept and tried again every `retry_s`; any other failure is final (`on_fatal`).
+
+Caveats: dirty pages of a transaction are anonymous memory inside LMDB (4 KiB per touched page), so `commit_count` bounds a batch too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lmdb
+
+from kvserver.errors import FatalError
+from kvserver.storage import files
+from kvserver.storage.errors import StorageNoSpaceError, StoreFailedError
+from kvserver.storage.layer import Layer
+from kvserver.storage.reader import LayeredReader
+from kvserver.storage.view import MAX_AGE_S, ReadView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """When batches are committed and how much may wait."""
+
+    quota_bytes: int = 2 << 30
+    interval_s: float = 0.1
+    commit_count: int = 10_000
+    commit_bytes: int = 4 << 20
+    max_buffer_bytes: int = 16 << 20
+    retry_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.commit_bytes <= self.max_buffer_bytes:
+            raise ValueError(f"commit_bytes must lie in (0, max_buffer_bytes], not {self.commit_bytes}")
+        if self.quota_bytes <= 0 or self.commit_count <= 0 or self.interval_s < 0 or self.retry_s <= 0:
+            raise ValueError("quota_bytes, commit_count and retry_s must be positive, interval_s not negative")
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineHooks:
+    """Whom the engine tells; all are called on the loop."""
+
+    on_durable: Callable[[int], None] = lambda mark: None
+    on_commit_seconds: Callable[[float], None] = lambda seconds: None
+    on_no_space: Callable[[StorageNoSpaceError | None], None] = lambda error: None
+    """The error when a commit first meets a full disk, None when one has succeeded again."""
+    on_fatal: Callable[[FatalError], None] = lambda error: None
+
+
+class Engine:
+    """One open store file with its write buffer. Everything but ReadViews and `copy_to` belongs to the loop that opened it."""
+
+    def __init__(self, path: Path, tables: Sequence[bytes], config: EngineConfig, hooks: EngineHooks) -> None:
+        self.path = path
+        self.hooks = hooks
+        self._config = config
+        self._table_names = tuple(tables)
+        self._loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(1, "store-commit")
+        self._env, self._dbs = files.open_env(path, quota_bytes=config.quota_bytes, tables=tables)
+        self._active = Layer(len(tables))
+        self._pending: Layer | None = None
+        self._writing: ThreadFuture[float] | None = None
+        self._reader = LayeredReader(self._env, self._dbs, (self._active,))
+        self._timer: asyncio.TimerHandle | None = None
+        self._wanted = False
+        self._gate: int | None = None
+        self._durable_mark = 0
+        self._no_space = False
+        self._failure: FatalError | None = None
+        self._closed = False
+        self._room_waiters: list[asyncio.Future[None]] = []
+        self._idle_waiters: list[asyncio.Future[None]] = []
+        self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._views: dict[ReadView, asyncio.TimerHandle] = {}
+        self._view_waiters: list[asyncio.Future[None]] = []
+
+    @classmethod
+    def open(cls, path: Path, *, tables: Sequence[bytes], config: EngineConfig | None = None, hooks: EngineHooks | None = None) -> Engine:
+        """Open or create the store in the file `path`; must be called on the running loop. Blocks for the time of a few page reads.
+
+        Raises:
+            StoreUnreadableError: the file is no store, is truncated, or isn't accessible.
+        """
+        return cls(path, tables, config or EngineConfig(), hooks or EngineHooks())
+
+    # --- writing -------------------------------------------------------------------------------------------------------------------------
+
+    def put(self, table: int, key: bytes, value: bytes) -> None:
+        """Store `value` under `key` in the active layer; visible to every reader made from now on."""
+        self._active.set(table, key, value)
+
+    def delete(self, table: int, key: bytes) -> None:
+        """Remove `key`, whether or not it exists."""
+        self._active.set(table, key, None)
+
+    def end_entry(self, mark: int) -> None:
+        """Everything written so far belongs to entries up to `mark` (which never falls); a batch may end here.
+
+        Raises:
+            FatalError: the store has failed.
+        """
+        active = self._active
+        active.mark = mark
+        if self._failure is not None:
+            raise self._failure
+        if active.count >= self._config.commit_count or active.size_bytes >= self._config.commit_bytes:
+            self.request_commit()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(self._config.interval_s, self._timer_fired)
+
+    def request_commit(self) -> None:
+        """Commit what is buffered as soon as the commit thread is free; call it between entries only."""
+        self._wanted = True
+        if self._pending is None:
+            self._seal()
+
+    def allow_commit_through(self, mark: int) -> None:
+        """From the first call on, batches wait until their mark is at most the highest `mark` given here."""
+        if self._gate is None or mark > self._gate:
+            self._gate = mark
+            self._write_pending()
+
+    def poison(self, cause: BaseException) -> None:
+        """What is in the active layer is half an entry: commit nothing any more."""
+        if self._failure is None:
+            self._fail(StoreFailedError(self.path, cause))
+
+    @property
+    def durable_mark(self) -> int:
+        """The mark of the last committed and fsynced batch since opening; 0 before the first."""
+        return self._durable_mark
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of keys, values and overhead in both layers."""
+        return self._active.size_bytes + (self._pending.size_bytes if self._pending is not None else 0)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the buffer is below its hard bound (and the store has not failed)."""
+        return self.buffered_bytes < self._config.max_buffer_bytes and self._failure is None
+
+    async def wait_room(self) -> None:
+        """Return when the write buffer is below its hard bound.
+
+        Raises:
+            FatalError: the store has failed.
+        """
+        while not self.has_room:
+            if self._failure is not None:
+                raise self._failure
+            self.request_commit()
+            await self._wait(self._room_waiters)
+
+    async def wait_durable(self, mark: int) -> None:
+        """Return when a batch whose mark is at least `mark` is committed; does not itself ask for a commit.
+
+        Raises:
+            FatalError: the store has failed.
+        """
+        while self._durable_mark < mark:
+            if self._failure is not None:
+                raise self._failure
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._durable_waiters.append((mark, waiter))
+            await waiter
+
+    # --- reading -------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def reader(self) -> LayeredReader:
+        """The newest state; use it at once and don't keep it over an await."""
+        return self._reader
+
+    def read_view(self) -> ReadView:
+        """The state as of now, for one other thread, for at most `MAX_AGE_S` seconds; the caller closes it."""
+        layers = [self._active.frozen_copy()]
+        if self._pending is not None:
+            layers.append(self._pending)
+        view = ReadView(LayeredReader(self._env, self._dbs, tuple(layers)), self._view_closed)
+        self._views[view] = self._loop.call_later(MAX_AGE_S, self._expire_view, view)
+        return view
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the file on disk."""
+        return self.path.stat().st_size
+
+    @property
+    def size_in_use_bytes(self) -> int:
+        """Bytes of pages that hold something: tables, their tree, and the two meta pages; free pages don't count."""
+        with self._env.begin() as txn:
+            stats = [txn.stat(db) for db in self._dbs]
+        stats.append(self._env.stat())
+        pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
+        return (pages + 2) * int(stats[-1]["psize"])
+
+    # --- whole-file operations -----------------------------------------------------------------------------------------------------------
+
+    def copy_to(self, path: Path) -> None:
+        """Write a compact, consistent, fsynced copy of everything committed to the new file `path`. Blocking: call it in a thread.
+
+        Raises:
+            OSError: it exists or can't be written; nothing is left of it.
+        """
+        files.copy_env(self._env, path)
+
+    async def replace_with(self, source: Path, *, mark: int) -> None:
+        """Replace the whole store by the verified copy `source` (same file system), drop what is buffered, and read on from it.
+
+        The swap itself happens without giving up the loop: no reader sees a store between the two.
+
+        Raises:
+            FatalError: the store has failed, or can't be opened after the swap.
+        """
+        self._stop_timer()
+        await self._wait_idle(drop_unwritten=True)
+        await self._wait_views()
+        self._reader.close()
+        self._env.close()
+        files.replace(self.path, source)
+        self._env, self._dbs = files.open_env(self.path, quota_bytes=self._config.quota_bytes, tables=self._table_names)
+        self._pending = None
+        self._active = Layer(len(self._table_names))
+        self._reader = LayeredReader(self._env, self._dbs, (self._active,))
+        self._wanted = False
+        self._set_durable(mark)
+        self._wake(self._room_waiters)
+
+    async def close(self, *, commit: bool = True) -> None:
+        """Commit what is buffered (unless told not to, out of space, behind the gate, or failed), then close the file."""
+        if self._closed:
+            return
+        self._closed = True
+        self._stop_timer()
+        await self._wait_idle(drop_unwritten=not commit)
+        if commit and self._failure is None and self._pending is None and self._active.count and self._may_write(self._active):
+            self.request_commit()
+            await self._wait_idle(drop_unwritten=False)
+        await self._wait_views()
+        self._stop_timer()
+        self._executor.shutdown()
+        self._reader.close()
+        self._env.close()
+
+    def abandon(self) -> None:
+        """Close at once after a failed start: nothing was written."""
+        self._closed = True
+        self._executor.shutdown()
+        self._reader.close()
+        self._env.close()
+
+    # --- committing ----------------------------------------------------------------------------------------------------------------------
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self.request_commit()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _seal(self) -> None:
+        self._wanted = False
+        if self._active.count == 0 or self._failure is not None:
+            return
+        self._stop_timer()
+        self._pending, self._active = self._active, Layer(len(self._table_names))
+        self._reader = self._reader.with_layers((self._active, self._pending))
+        self._write_pending()
+
+    def _may_write(self, layer: Layer) -> bool:
+        return self._gate is None or layer.mark <= self._gate
+
+    def _write_pending(self) -> None:
+        if self._pending is None or self._writing is not None or not self._may_write(self._pending) or self._failure is not None:
+            return
+        self._writing = self._executor.submit(_write_layer, self._env, self._dbs, self._pending)
+        self._writing.add_done_callback(self._written_in_thread)
+
+    def _written_in_thread(self, future: ThreadFuture[float]) -> None:
+        self._loop.call_soon_threadsafe(self._written, future)
+
+    def _written(self, future: ThreadFuture[float]) -> None:
+        self._writing = None
+        error = future.exception()
+        if error is None:
+            self._committed(future.result())
+        elif _is_no_space(error):
+            self._out_of_space(error)
+        else:
+            self._fail(StoreFailedError(self.path, error))
+        self._wake(self._idle_waiters)
+
+    def _committed(self, seconds: float) -> None:
+        if self._pending is None:
+            raise AssertionError("a commit ended that nothing had begun")
+        mark = self._pending.mark
+        self._pending = None
+        self._reader.close()
+        self._reader = LayeredReader(self._env, self._dbs, (self._active,))
+        if self._no_space:
+            self._no_space = False
+            self.hooks.on_no_space(None)
+        self.hooks.on_commit_seconds(seconds)
+        self._set_durable(mark)
+        self._wake(self._room_waiters)
+        if self._wanted:
+            self._seal()
+
+    def _set_durable(self, mark: int) -> None:
+        self._durable_mark = mark
+        waiting = self._durable_waiters
+        self._durable_waiters = [(wanted, waiter) for wanted, waiter in waiting if wanted > mark]
+        self._wake([waiter for wanted, waiter in waiting if wanted <= mark])
+        self.hooks.on_durable(mark)
+
+    def _out_of_space(self, error: BaseException) -> None:
+        if not self._no_space:
+            self._no_space = True
+            self.hooks.on_no_space(StorageNoSpaceError(self.path, str(error)))
+        if not self._closed:
+            self._loop.call_later(self._config.retry_s, self._write_pending)
+
+    def _fail(self, failure: FatalError) -> None:
+        self._failure = failure
+        self._wake(self._room_waiters)
+        self._wake([waiter for _, waiter in self._durable_waiters])
+        self._durable_waiters.clear()
+        self.hooks.on_fatal(failure)
+
+    # --- waiting -------------------------------------------------------------------------------------------------------------------------
+
+    async def _wait(self, waiters: list[asyncio.Future[None]]) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            with contextlib.suppress(ValueError):
+                waiters.remove(waiter)
+
+    def _wake(self, waiters: list[asyncio.Future[None]]) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _wait_idle(self, *, drop_unwritten: bool) -> None:
+        """Wait until the commit thread has nothing to do and (unless dropped, gated, or out of space) nothing is pending."""
+        while self._writing is not None:
+            if drop_unwritten:
+                self._wanted = False
+            await self._wait(self._idle_waiters)
+
+    async def _wait_views(self) -> None:
+        for view in list(self._views):
+            view.expired = True
+        while self._views:
+            await self._wait(self._view_waiters)
+
+    def _expire_view(self, view: ReadView) -> None:
+        view.expired = True
+
+    def _view_closed(self, view: ReadView) -> None:
+        """Called by whichever thread closed the view."""
+        self._loop.call_soon_threadsafe(self._forget_view, view)
+
+    def _forget_view(self, view: ReadView) -> None:
+        timer = self._views.pop(view, None)
+        if timer is not None:
+            timer.cancel()
+        if not self._views:
+            self._wake(self._view_waiters)
+
+
+def _write_layer(env: lmdb.Environment, dbs: Sequence[Any], layer: Layer) -> float:
+    """Write and fsync one sealed layer as one transaction; returns the seconds it took. Runs on the commit thread."""
+    started = perf_counter()
+    with env.begin(write=True) as txn:
+        for table, items in enumerate(layer.tables):
+            if not items:
+                continue
+            puts: list[tuple[bytes, bytes]] = []
+            for key in layer.ordered_keys(table):
+                value = items[key]
+                if value is None:
+                    txn.delete(key, db=dbs[table])
+                else:
+                    puts.append((key, value))
+            txn.cursor(dbs[table]).putmulti(puts)
+    return perf_counter() - started
+
+
+def _is_no_space(error: BaseException) -> bool:
+    if isinstance(error, lmdb.MapFullError):
+        return True
+    code = error.code if isinstance(error, lmdb.Error) else getattr(error, "errno", None)
+    return code in (errno.ENOSPC, errno.EDQUOT)

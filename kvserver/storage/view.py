@@ -1,0 +1,67 @@
+"""A frozen state of the store that another thread may read while the loop goes on writing.
+
+Rules: made on the loop, read by one thread at a time, closed by whoever asked for it. A view that is held stops LMDB from reusing pages,
+so it expires after `MAX_AGE_S` (the engine's timer sets `expired`); from then on reads raise ViewExpiredError. Closing the store waits for
+open views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from kvserver.storage.errors import ViewExpiredError
+from kvserver.storage.reader import LayeredReader
+
+MAX_AGE_S: Final = 5.0
+
+
+class ReadView:
+    """A Reader with a limited life; use it as a context manager."""
+
+    __slots__ = ("_on_closed", "_reader", "closed", "expired")
+
+    def __init__(self, reader: LayeredReader, on_closed: Callable[[ReadView], None]) -> None:
+        self._reader = reader
+        self._on_closed = on_closed
+        self.expired = False
+        self.closed = False
+
+    def __enter__(self) -> ReadView:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the view; any thread, but not while another one reads it. Closing twice is fine."""
+        if not self.closed:
+            self.closed = True
+            self._reader.close()
+            self._on_closed(self)
+
+    def get(self, table: int, key: bytes) -> bytes | None:
+        """See Reader."""
+        self._check()
+        return self._reader.get(table, key)
+
+    def iterate(self, table: int, lo: bytes = b"", hi: bytes | None = None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """See Reader."""
+        for item in self._reader.iterate(table, lo, hi, reverse=reverse):
+            self._check()
+            yield item
+
+    def iterate_raw(self, table: int, lo: bytes = b"", hi: bytes | None = None) -> Iterator[tuple[bytes, bytes | memoryview]]:
+        """See Reader."""
+        for item in self._reader.iterate_raw(table, lo, hi):
+            self._check()
+            yield item
+
+    def count(self, table: int, lo: bytes = b"", hi: bytes | None = None) -> int:
+        """See Reader."""
+        self._check()
+        return self._reader.count(table, lo, hi)
+
+    def _check(self) -> None:
+        if self.expired or self.closed:
+            raise ViewExpiredError

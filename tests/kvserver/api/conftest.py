@@ -1,0 +1,139 @@
+"""Fakes of what the services need, and the services over them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+
+from kvserver.api import Api, MemberStatus, build_api
+from kvserver.clock import MonotonicSeconds
+from kvserver.commands import CommandKind
+from kvserver.pb import rpc_pb2
+from kvserver.types import ClusterId, Index, Member, NodeId, Revision, Term
+
+REQUEST_TIMEOUT_S = 7.0
+MAX_REQUEST_BYTES = 1000
+MAX_TXN_OPS = 4
+
+
+@dataclass
+class FakeCall:
+    metadata: Sequence[tuple[str, str | bytes]] = ()
+    peer: str = "ipv4:127.0.0.1:1"
+    deadline_s: float | None = None
+    cancelled: bool = False
+    request_bytes: int = 10
+
+
+class FakeClock:
+    now_s = 100.0
+
+    def monotonic_s(self) -> MonotonicSeconds:
+        return MonotonicSeconds(self.now_s)
+
+    def wall_ns(self) -> int:
+        return 0
+
+
+@dataclass
+class FakeCluster:
+    """Proposals, reads, reader and view in one; it writes down what it was asked."""
+
+    cluster_id: ClusterId = field(default_factory=lambda: ClusterId(0xC1))
+    member_id: NodeId = field(default_factory=lambda: NodeId(0xA1))
+    term: Term = field(default_factory=lambda: Term(3))
+    leader_id: NodeId = field(default_factory=lambda: NodeId(0xA1))
+    is_learner: bool = False
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    raises: Exception | None = None
+    read_raises: Exception | None = None
+    response: Message | None = None
+    raised_alarms: list[rpc_pb2.AlarmMember] = field(default_factory=list)
+    known_members: list[Member] = field(default_factory=list)
+    status_errors: tuple[str, ...] = ()
+    revision: Revision = field(default_factory=lambda: Revision(9))
+
+    async def propose(self, kind: CommandKind, request: Message, *, deadline_s: float) -> Message:
+        self.asked.append(("propose", kind, request, deadline_s))
+        await asyncio.sleep(0)
+        if self.raises is not None:
+            raise self.raises
+        assert self.response is not None
+        return self.response
+
+    async def wait_linearizable(self, deadline_s: float) -> None:
+        self.asked.append(("wait_linearizable", deadline_s))
+        await asyncio.sleep(0)
+        if self.raises is not None:
+            raise self.raises
+
+    async def read_range(self, request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeResponse:
+        self.asked.append(("read_range", request))
+        if self.read_raises is not None:
+            raise self.read_raises
+        return rpc_pb2.RangeResponse(header=rpc_pb2.ResponseHeader(revision=self.revision), count=1)
+
+    async def read_txn(self, request: rpc_pb2.TxnRequest) -> rpc_pb2.TxnResponse:
+        self.asked.append(("read_txn", request))
+        return rpc_pb2.TxnResponse(header=rpc_pb2.ResponseHeader(revision=self.revision), succeeded=True)
+
+    async def hash_kv(self, revision: Revision) -> rpc_pb2.HashKVResponse:
+        self.asked.append(("hash_kv", revision))
+        return rpc_pb2.HashKVResponse(header=rpc_pb2.ResponseHeader(revision=self.revision), hash=77, compact_revision=2, hash_revision=9)
+
+    async def wait_compacted(self, revision: Revision) -> None:
+        self.asked.append(("wait_compacted", revision))
+
+    def members(self) -> Sequence[Member]:
+        return self.known_members
+
+    def alarms(self) -> Sequence[rpc_pb2.AlarmMember]:
+        return self.raised_alarms
+
+    def status(self) -> MemberStatus:
+        return MemberStatus(
+            revision=self.revision,
+            committed_index=Index(21),
+            applied_index=Index(20),
+            db_bytes=4096,
+            db_in_use_bytes=1024,
+            db_quota_bytes=1 << 31,
+            errors=self.status_errors,
+        )
+
+    @property
+    def steps(self) -> list[str]:
+        """The names of what was asked, in order."""
+        return [str(step[0]) for step in self.asked]
+
+
+@dataclass
+class Services:
+    api: Api
+    cluster: FakeCluster
+    clock: FakeClock
+
+    async def call(self, service: str, method: str, request: Message, **call: Any) -> Any:
+        """Call one unary handler."""
+        return await self.api.unary[service, method](request, FakeCall(**call))
+
+
+@pytest.fixture
+def services() -> Services:
+    cluster, clock = FakeCluster(), FakeClock()
+    api = build_api(
+        proposals=cluster,
+        reads=cluster,
+        reader=cluster,
+        view=cluster,
+        clock=clock,
+        max_request_bytes=MAX_REQUEST_BYTES,
+        max_txn_ops=MAX_TXN_OPS,
+        request_timeout_s=REQUEST_TIMEOUT_S,
+    )
+    return Services(api, cluster, clock)

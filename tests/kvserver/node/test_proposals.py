@@ -1,0 +1,193 @@
+"""Proposals: bounds, results, leader loss, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from kvserver import commands
+from kvserver.commands import CommandKind, ProposalId
+from kvserver.errors import (
+    CompactedError,
+    LeaderChangedError,
+    RequestTimeoutError,
+    RequestTooLargeError,
+    StoppedError,
+    TimeoutDueToConnectionLostError,
+    TimeoutDueToLeaderFailError,
+    TooManyRequestsError,
+)
+from kvserver.node.proposals import Proposals
+from kvserver.pb import rpc_pb2
+from raft.types import NodeId, Term
+
+MEMBER, INCARNATION = NodeId(7), 99
+
+
+class FakeSink:
+    """Raft as the proposals see it: takes what it is given, or refuses until told otherwise."""
+
+    def __init__(self) -> None:
+        self.term = Term(3)
+        self.leader = True
+        self.accepts = True
+        self.taken: list[bytes] = []
+        self.changed = asyncio.Event()
+
+    def has_leader(self) -> bool:
+        return self.leader
+
+    def try_propose(self, data: bytes) -> bool:
+        if self.accepts:
+            self.taken.append(data)
+        return self.accepts
+
+    async def wait_proposable(self) -> None:
+        self.changed.clear()
+        await self.changed.wait()
+
+
+def make(sink: FakeSink, max_count: int = 10, max_bytes: int = 10_000) -> Proposals:
+    return Proposals(member_id=MEMBER, incarnation=INCARNATION, sink=sink, max_count=max_count, max_bytes=max_bytes, on_failed=lambda: None)
+
+
+def put(size: int = 5) -> rpc_pb2.PutRequest:
+    return rpc_pb2.PutRequest(key=b"k", value=b"v" * size)
+
+
+def soon(delay_s: float = 5.0) -> float:
+    return asyncio.get_running_loop().time() + delay_s
+
+
+def begin(proposals: Proposals, size: int = 5, delay_s: float = 5.0) -> asyncio.Task[object]:
+    return asyncio.get_running_loop().create_task(proposals.propose(CommandKind.PUT, put(size), deadline_s=soon(delay_s)))
+
+
+async def turn() -> None:
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+async def test_the_applied_result_answers_the_proposal_with_its_id() -> None:
+    sink = FakeSink()
+    proposals = make(sink)
+    first, second = begin(proposals), begin(proposals)
+    await turn()
+    ids = [commands.decode(data).id for data in sink.taken]
+    proposals.resolve(ids[1], rpc_pb2.PutResponse(header=rpc_pb2.ResponseHeader(revision=2)))
+    proposals.resolve(ids[0], rpc_pb2.PutResponse(header=rpc_pb2.ResponseHeader(revision=1)))
+    assert ((await first).header.revision, (await second).header.revision) == (1, 2)  # type: ignore[attr-defined]
+    assert (proposals.pending_count, proposals.pending_bytes) == (0, 0)
+
+
+async def test_a_deterministic_error_is_raised_to_the_proposer() -> None:
+    sink = FakeSink()
+    proposals = make(sink)
+    task = begin(proposals)
+    await turn()
+    proposals.resolve(commands.decode(sink.taken[0]).id, CompactedError())
+    with pytest.raises(CompactedError):
+        await task
+
+
+async def test_a_replayed_entry_of_an_earlier_life_answers_nobody() -> None:
+    sink = FakeSink()
+    proposals = make(sink)
+    task = begin(proposals)
+    await turn()
+    counter = commands.decode(sink.taken[0]).id.counter
+    proposals.resolve(ProposalId(MEMBER, INCARNATION - 1, counter), rpc_pb2.PutResponse())
+    proposals.resolve(ProposalId(NodeId(8), INCARNATION, counter), rpc_pb2.PutResponse())
+    await turn()
+    assert not task.done()
+    proposals.stop()
+    with pytest.raises(StoppedError):
+        await task
+
+
+async def test_too_many_proposals_are_refused_and_not_proposed() -> None:
+    sink = FakeSink()
+    proposals = make(sink, max_count=2)
+    tasks = [begin(proposals), begin(proposals)]
+    await turn()
+    with pytest.raises(TooManyRequestsError):
+        await proposals.propose(CommandKind.PUT, put(), deadline_s=soon())
+    assert len(sink.taken) == 2
+    proposals.stop()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_too_many_bytes_are_refused_but_one_proposal_always_fits() -> None:
+    sink = FakeSink()
+    proposals = make(sink, max_bytes=1000)
+    task = begin(proposals, size=900)
+    await turn()
+    with pytest.raises(TooManyRequestsError):
+        await proposals.propose(CommandKind.PUT, put(200), deadline_s=soon())
+    proposals.stop()
+    await asyncio.gather(task, return_exceptions=True)
+    with pytest.raises(RequestTooLargeError):
+        await make(sink, max_bytes=1000).propose(CommandKind.PUT, put(2000), deadline_s=soon())
+
+
+async def test_without_a_leader_a_proposal_waits_and_is_handed_over_once() -> None:
+    sink = FakeSink()
+    sink.accepts = False
+    proposals = make(sink)
+    task = begin(proposals)
+    await turn()
+    assert sink.taken == []
+    sink.accepts = True
+    sink.changed.set()
+    await turn()
+    assert len(sink.taken) == 1
+    proposals.resolve(commands.decode(sink.taken[0]).id, rpc_pb2.PutResponse())
+    await task
+
+
+async def test_a_newer_terms_first_entry_fails_what_was_proposed_before() -> None:
+    sink = FakeSink()
+    proposals = make(sink)
+    old = begin(proposals)
+    await turn()
+    sink.term = Term(4)
+    new = begin(proposals)
+    await turn()
+    proposals.fail_older_than(Term(4))
+    with pytest.raises(LeaderChangedError):
+        await old
+    assert not new.done()
+    proposals.resolve(commands.decode(sink.taken[1]).id, rpc_pb2.PutResponse())
+    await new
+
+
+@pytest.mark.parametrize(
+    ("leader", "term", "error"),
+    [
+        (True, 3, RequestTimeoutError),
+        (True, 4, TimeoutDueToLeaderFailError),
+        (False, 3, TimeoutDueToConnectionLostError),
+    ],
+)
+async def test_a_deadline_says_what_probably_happened(leader: bool, term: int, error: type[Exception]) -> None:
+    sink = FakeSink()
+    proposals = make(sink)
+    task = begin(proposals, delay_s=0.01)
+    await turn()
+    sink.leader, sink.term = leader, Term(term)
+    with pytest.raises(error):
+        await task
+    assert proposals.pending_count == 0
+
+
+async def test_a_cancelled_proposal_leaves_nothing_behind() -> None:
+    sink = FakeSink()
+    proposals = make(sink)
+    task = begin(proposals)
+    await turn()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (proposals.pending_count, proposals.pending_bytes) == (0, 0)
+    proposals.resolve(commands.decode(sink.taken[0]).id, rpc_pb2.PutResponse())

@@ -1,0 +1,333 @@
+"""Batches, durability, bounds, failures and replacement of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from kvserver.errors import FatalError
+from kvserver.storage import (
+    Engine,
+    EngineConfig,
+    EngineHooks,
+    StorageNoSpaceError,
+    StoreFailedError,
+    StoreUnreadableError,
+    ViewExpiredError,
+)
+from kvserver.storage import engine as engine_module
+
+OpenEngine = Callable[..., Engine]
+
+
+def write(engine: Engine, mark: int, value: bytes = b"v") -> None:
+    engine.put(0, b"k%d" % mark, value)
+    engine.end_entry(mark)
+
+
+async def test_batch_is_committed_after_the_interval_and_its_mark_is_told(open_engine: OpenEngine) -> None:
+    told: asyncio.Queue[int] = asyncio.Queue()
+    engine = open_engine(hooks=EngineHooks(on_durable=told.put_nowait), interval_s=0.01)
+    write(engine, 7)
+    assert engine.durable_mark == 0
+    assert await told.get() == 7
+    assert engine.durable_mark == 7
+    assert engine.buffered_bytes == 0
+
+
+@pytest.mark.parametrize("config", [{"commit_count": 3}, {"commit_bytes": 700}])
+async def test_batch_is_committed_at_once_by_count_or_bytes(open_engine: OpenEngine, config: dict[str, int]) -> None:
+    engine = open_engine(interval_s=60, **config)
+    for mark in (1, 2, 3):
+        write(engine, mark)
+    await asyncio.wait_for(engine.wait_durable(3), 5)
+
+
+async def test_writes_during_a_commit_go_to_the_next_batch(open_engine: OpenEngine) -> None:
+    told: list[int] = []
+    engine = open_engine(hooks=EngineHooks(on_durable=told.append), interval_s=60)
+    write(engine, 1)
+    engine.request_commit()
+    write(engine, 2)
+    engine.request_commit()
+    assert engine.reader.get(0, b"k1") == engine.reader.get(0, b"k2") == b"v"
+    await engine.wait_durable(2)
+    assert told == [1, 2]
+
+
+async def test_buffer_over_its_bound_makes_the_applier_wait(open_engine: OpenEngine) -> None:
+    engine = open_engine(interval_s=60, commit_bytes=5000, max_buffer_bytes=10_000)
+    engine.allow_commit_through(0)  # nothing may be written yet
+    write(engine, 1, b"x" * 6000)
+    assert engine.has_room
+    write(engine, 2, b"x" * 6000)
+    assert not engine.has_room
+    waiting = asyncio.create_task(engine.wait_room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    engine.allow_commit_through(1)
+    await waiting
+    assert engine.has_room
+    assert engine.durable_mark == 1
+
+
+async def test_batch_waits_for_the_wal(open_engine: OpenEngine) -> None:
+    engine = open_engine(interval_s=60)
+    engine.allow_commit_through(4)
+    write(engine, 5)
+    engine.request_commit()
+    await asyncio.sleep(0.05)
+    assert engine.durable_mark == 0
+    engine.allow_commit_through(5)
+    await engine.wait_durable(5)
+
+
+async def test_close_commits_what_the_wal_allows_and_nothing_else(open_engine: OpenEngine) -> None:
+    engine = open_engine(interval_s=60)
+    write(engine, 1)
+    await engine.close()
+    engine = open_engine(interval_s=60)
+    assert engine.reader.get(0, b"k1") == b"v"
+    engine.allow_commit_through(1)
+    write(engine, 2)
+    await engine.close()
+    engine = open_engine(interval_s=60)
+    assert engine.reader.get(0, b"k2") is None
+    write(engine, 2)
+    await engine.close(commit=False)
+    engine = open_engine(interval_s=60)
+    assert engine.reader.get(0, b"k2") is None
+
+
+async def test_full_map_keeps_the_batch_and_recovers_by_itself(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: asyncio.Queue[StorageNoSpaceError | None] = asyncio.Queue()
+    engine = open_engine(hooks=EngineHooks(on_no_space=told.put_nowait), interval_s=60, retry_s=0.01)
+    real = engine_module._write_layer
+    monkeypatch.setattr(engine_module, "_write_layer", _failing(lmdb.MapFullError("mdb_put", 0)))
+    write(engine, 1)
+    engine.request_commit()
+    error = await told.get()
+    assert error is not None
+    assert "resume by themselves" in str(error)
+    assert engine.reader.get(0, b"k1") == b"v"
+    assert engine.durable_mark == 0
+    monkeypatch.setattr(engine_module, "_write_layer", real)
+    assert await told.get() is None
+    await engine.wait_durable(1)
+
+
+async def test_really_full_map_is_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module.files, "MIN_MAP_BYTES", 1 << 20)
+    told: asyncio.Queue[StorageNoSpaceError | None] = asyncio.Queue()
+    config = EngineConfig(quota_bytes=1000, interval_s=60, retry_s=60)
+    engine = Engine.open(tmp_path / "db", tables=(b"one",), config=config, hooks=EngineHooks(on_no_space=told.put_nowait))
+    write(engine, 1, b"x" * (2 << 20))
+    engine.request_commit()
+    assert isinstance(await asyncio.wait_for(told.get(), 5), StorageNoSpaceError)
+    await engine.close()
+
+
+def _failing(error: Exception) -> Callable[..., float]:
+    def fail(*arguments: Any) -> float:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "space"),
+    [
+        (lmdb.MapFullError("mdb_put", 0), True),
+        (lmdb.DiskError("mdb_txn_commit", errno.ENOSPC), True),
+        (OSError(errno.ENOSPC, "full"), True),
+        (lmdb.Error("mdb_txn_commit", errno.EIO), False),
+        (OSError(errno.EIO, "io"), False),
+    ],
+)
+def test_only_full_disks_and_maps_are_no_space(error: Exception, space: bool) -> None:
+    assert engine_module._is_no_space(error) is space
+
+
+async def test_failed_commit_is_fatal_for_everybody_who_waits(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fatal: list[FatalError] = []
+    engine = open_engine(hooks=EngineHooks(on_fatal=fatal.append), interval_s=60)
+    monkeypatch.setattr(engine_module, "_write_layer", _failing(lmdb.Error("mdb_txn_commit", errno.EIO)))
+    write(engine, 1)
+    waiting = asyncio.create_task(engine.wait_durable(1))
+    await asyncio.sleep(0)
+    engine.request_commit()
+    with pytest.raises(StoreFailedError, match="nothing after the last commit is durable"):
+        await waiting
+    assert len(fatal) == 1
+    with pytest.raises(StoreFailedError):
+        await engine.wait_room()
+    with pytest.raises(StoreFailedError):
+        write(engine, 2)
+
+
+async def test_poisoned_engine_never_commits_half_an_entry(open_engine: OpenEngine) -> None:
+    engine = open_engine(interval_s=0.001)
+    write(engine, 1)
+    await engine.wait_durable(1)
+    write(engine, 2)
+    engine.put(0, b"half", b"")
+    engine.poison(ValueError("bug"))
+    await asyncio.sleep(0.02)
+    await engine.close()
+    engine = open_engine()
+    assert engine.reader.get(0, b"half") is None
+
+
+async def test_view_shows_the_past_until_it_expires(open_engine: OpenEngine) -> None:
+    engine = open_engine(interval_s=60)
+    write(engine, 1)
+    view = engine.read_view()
+    write(engine, 2)
+    engine.request_commit()
+    await engine.wait_durable(2)
+    assert view.get(0, b"k1") == b"v"
+    assert view.get(0, b"k2") is None
+    view.expired = True
+    with pytest.raises(ViewExpiredError):
+        view.get(0, b"k1")
+    view.close()
+    view.close()
+
+
+async def test_close_ends_views_that_threads_are_reading(open_engine: OpenEngine) -> None:
+    engine = open_engine(interval_s=60, commit_count=100_000, commit_bytes=10 << 20)
+    for mark in range(1, 2001):
+        write(engine, mark)
+    view = engine.read_view()
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def read_for_ever() -> None:
+        with view:
+            while True:
+                for _ in view.iterate(0):
+                    loop.call_soon_threadsafe(begun.set)
+
+    reading = asyncio.create_task(asyncio.to_thread(read_for_ever))
+    await begun.wait()
+    await engine.close()
+    with pytest.raises(ViewExpiredError):
+        await reading
+
+
+async def test_copy_holds_what_is_committed_and_is_private(open_engine: OpenEngine, tmp_path: Path) -> None:
+    engine = open_engine(interval_s=60)
+    write(engine, 1)
+    engine.request_commit()
+    await engine.wait_durable(1)
+    write(engine, 2)
+    await asyncio.to_thread(engine.copy_to, tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o600
+    copy = open_engine("copy")
+    assert copy.reader.get(0, b"k1") == b"v"
+    assert copy.reader.get(0, b"k2") is None
+    with pytest.raises(FileExistsError):
+        engine.copy_to(tmp_path / "copy")
+
+
+async def test_replacement_drops_the_buffer_and_serves_the_copy(open_engine: OpenEngine, tmp_path: Path) -> None:
+    other = open_engine("other", interval_s=60)
+    write(other, 50, b"new")
+    await other.close()
+    engine = open_engine(interval_s=60)
+    write(engine, 1)
+    engine.request_commit()
+    await engine.wait_durable(1)
+    write(engine, 2)
+    await engine.replace_with(tmp_path / "other", mark=50)
+    assert engine.durable_mark == 50
+    assert [key for key, _ in engine.reader.iterate(0)] == [b"k50"]
+    assert not (tmp_path / "other").exists()
+    write(engine, 51)
+    await engine.close()
+    engine = open_engine()
+    assert [key for key, _ in engine.reader.iterate(0)] == [b"k50", b"k51"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "unlink", "rename", "directory"])
+async def test_crash_at_any_step_of_a_replacement_leaves_one_whole_store(
+    open_engine: OpenEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    other = open_engine("other", interval_s=60)
+    write(other, 50)
+    await other.close()
+    engine = open_engine(interval_s=60)
+    write(engine, 1)
+    engine.request_commit()
+    await engine.wait_durable(1)
+
+    def crash(*arguments: Any, **keywords: Any) -> None:
+        raise OSError(errno.EIO, "crash")
+
+    target = {
+        "fsync": (os, "fsync"),
+        "unlink": (Path, "unlink"),
+        "rename": (Path, "replace"),
+        "directory": (engine_module.files, "sync_directory"),
+    }[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, crash)
+        with pytest.raises(OSError, match="crash"):
+            await engine.replace_with(tmp_path / "other", mark=50)
+    engine.abandon()
+    engine = open_engine()
+    replaced = step == "directory"
+    assert [key for key, _ in engine.reader.iterate(0)] == [b"k50" if replaced else b"k1"]
+    assert (tmp_path / "other").exists() is not replaced
+
+
+async def test_truncated_file_is_refused_not_read(open_engine: OpenEngine, tmp_path: Path) -> None:
+    engine = open_engine(interval_s=60)
+    write(engine, 1, b"x" * 100_000)
+    await engine.close()
+    os.truncate(tmp_path / "db", 40_000)
+    with pytest.raises(StoreUnreadableError, match="truncated"):
+        open_engine()
+
+
+@pytest.mark.parametrize("content", [b"no store at all" * 1000, b"short"])
+async def test_foreign_file_is_refused(open_engine: OpenEngine, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "db").write_bytes(content)
+    with pytest.raises(StoreUnreadableError, match="can't be opened"):
+        open_engine()
+
+
+async def test_file_is_private_and_sparse_map_leaves_it_small(open_engine: OpenEngine, tmp_path: Path) -> None:
+    engine = open_engine(quota_bytes=2 << 30)
+    assert (tmp_path / "db").stat().st_mode & 0o777 == 0o600
+    assert engine.size_bytes < 100_000
+    assert 0 < engine.size_in_use_bytes <= engine.size_bytes
+
+
+async def test_freed_pages_are_not_in_use_but_stay_in_the_file(open_engine: OpenEngine) -> None:
+    engine = open_engine(interval_s=60)
+    write(engine, 1, b"x" * 1_000_000)
+    engine.request_commit()
+    await engine.wait_durable(1)
+    used = engine.size_in_use_bytes
+    assert used > 1_000_000
+    engine.delete(0, b"k1")
+    engine.end_entry(2)
+    engine.request_commit()
+    await engine.wait_durable(2)
+    assert engine.size_in_use_bytes < 100_000
+    assert engine.size_bytes >= used
+
+
+def test_configuration_is_validated() -> None:
+    with pytest.raises(ValueError, match="commit_bytes"):
+        EngineConfig(commit_bytes=100, max_buffer_bytes=50)
+    with pytest.raises(ValueError, match="positive"):
+        EngineConfig(quota_bytes=0)

@@ -1,0 +1,184 @@
+"""Every byte of a known log: cut there, and each bit flipped. Nothing that was saved is lost or changed without a word.
+
+The log is about 12 KB in three segments: entries from empty to several sectors, saves of one and of many, commit-only saves, an
+overwrite. Judged:
+- a cut in the newest segment gives exactly the records that are whole before it (or a refusal, if that is inside the segment's header);
+- a cut in an older one is refused, unless only its seal is hit: then nothing is lost;
+- a flipped bit gives the exact log or a refusal; a shorter log only if what is missing lies in the last batch (torn looks the same).
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+
+import pytest
+
+from raft.types import Index
+from wal import WalError
+from wal.log import Wal
+from wal.reader import read_log
+from wal.record import RecordType
+
+DIRECTORY = "/wal"
+
+
+class Known:
+    """The log, its files' bytes, and what the newest segment holds up to each of its records."""
+
+    def __init__(self, kit):
+        self.kit = kit
+        disk = kit.SimDisk(4)
+        self.directory = kit.Path(DIRECTORY)
+        wal = Wal.create(self.directory, kit.METADATA, files=disk, segment_size_bytes=4096)
+        wal.save(kit.entries(1, 1), kit.state(), sync=True)
+        for index in range(2, 24, 2):
+            wal.save(kit.entries(index, index + 1, size=index * 9), kit.state(commit=index - 1), sync=True)
+            wal.save([], kit.state(commit=index), sync=False)
+        wal.save([kit.entry(24, data=b""), kit.entry(25)], None, sync=True)
+        wal.save(kit.entries(24, 26, term=2, size=500), kit.state(term=2, vote=3, commit=23), sync=True)
+        wal.save(kit.entries(27, 29, term=2, size=250), kit.state(term=2, vote=3, commit=26), sync=True)
+        wal.save(kit.entries(30, 33, term=2, size=120), kit.state(term=2, vote=3, commit=29), sync=True)
+        for index in range(34, 46, 3):
+            wal.save(kit.entries(index, index + 2, term=2, size=120), kit.state(term=2, vote=3, commit=index - 4), sync=True)
+        wal.save(kit.entries(46, 48, term=2, size=70), kit.state(term=2, vote=3, commit=43), sync=True)
+        self.disk = disk
+        folder = disk.find(self.directory)
+        self.names = sorted(name for name in folder.names if name.endswith(".wal"))
+        self.data = {name: bytes(folder.names[name].content) for name in self.names}
+        self.exact = self.read()
+        self._find_records(wal)
+
+    def _find_records(self, wal):
+        """Ends of the newest segment's records and the log after each; where its last batch begins."""
+        self.used_bytes = wal.segments()[-1].used_bytes
+        data = self.data[self.names[-1]]
+        self.ends = []
+        last_batch = None
+        offset = 16
+        while offset < self.used_bytes:
+            length = int.from_bytes(data[offset : offset + 4], "little")
+            batch = data[offset + 8 : offset + 16]
+            if batch != last_batch:
+                last_batch, self.last_batch_start = batch, offset
+            offset += 32 + length + (-length % 8)
+            self.ends.append(offset)
+        assert offset == self.used_bytes
+        assert data[self.ends[0] + 4] == RecordType.ENTRY
+        self.after = []
+        for end in self.ends:
+            self.put(self.names[-1], data[:end])
+            self.after.append(self.read())
+        self.put(self.names[-1], data)
+
+    def put(self, name, data):
+        self.disk.find(self.directory / name).content = data
+
+    def read(self):
+        """What a process would find: the entries that stand and the hard state."""
+        sink = self.kit.Collector()
+        result = read_log(self.disk, self.directory, self.kit.METADATA, sink)
+        return [(entry.index, entry.term, entry.data) for entry in sink.entries], result.state.hard_state
+
+    def verdict(self, name, data):
+        """`read` with one file's content replaced: "refused", "exact", or how many of the newest segment's records are there."""
+        self.put(name, data)
+        try:
+            found = self.read()
+        except WalError:
+            return "refused"
+        finally:
+            self.disk.operations.clear()
+            self.put(name, self.data[name])
+        if found == self.exact:
+            return "exact"
+        assert found in self.after, "a log that never was"
+        return self.after.index(found) + 1
+
+
+@pytest.fixture(scope="module")
+def known(kit):
+    return Known(kit)
+
+
+def judge_cut(known, name, size_bytes):
+    result = known.verdict(name, known.data[name][:size_bytes])
+    newest = known.names[-1]
+    if name != newest:
+        assert result == ("exact" if size_bytes >= len(known.data[name]) - 32 else "refused")
+    elif size_bytes >= known.used_bytes:
+        assert result == "exact"
+    else:
+        whole = bisect_right(known.ends, size_bytes)
+        assert result == ("refused" if whole == 0 else whole), size_bytes
+    return result
+
+
+def judge_flip(known, name, bit):
+    data = bytearray(known.data[name])
+    data[bit // 8] ^= 1 << bit % 8
+    result = known.verdict(name, bytes(data))
+    if name != known.names[-1]:
+        assert result == ("refused" if bit // 8 < len(data) - 32 else "exact"), bit
+    elif isinstance(result, int):
+        assert bit // 8 >= known.last_batch_start
+        assert known.ends[result - 1] >= known.last_batch_start
+    elif result == "exact":
+        assert bit // 8 >= known.used_bytes
+    return result
+
+
+def sample(name, count, total):
+    return random.Random(name).sample(range(total), count)
+
+
+def test_known_log_is_worth_the_test(known):
+    assert len(known.names) == 3
+    assert 10_000 < sum(map(len, known.data.values())) < 13_000
+    assert known.used_bytes > 2_000
+    entries, hard_state = known.exact
+    assert [index for index, _, _ in entries] == list(range(1, 49))
+    assert hard_state == known.kit.state(term=2, vote=3, commit=43)
+    assert hard_state.commit < Index(46)
+
+
+def test_sampled_cuts_lose_only_what_was_cut(known):
+    seen = [judge_cut(known, name, size) for name in known.names for size in sample(name, 400, len(known.data[name]))]
+    assert {"refused", "exact"} < set(seen)
+
+
+def test_cuts_round_each_record_of_the_newest_segment(known):
+    for end in known.ends:
+        for size in range(end - 9, end + 34):
+            judge_cut(known, known.names[-1], size)
+
+
+def test_sampled_bit_flips_change_nothing_silently(known):
+    for name in known.names:
+        for bit in sample(name, 800, len(known.data[name]) * 8):
+            judge_flip(known, name, bit)
+
+
+def test_no_bit_flip_in_the_last_batch_passes_for_a_torn_tail_here(known):
+    """These values hold no zeros, so even in the last batch a flip is told from a torn write."""
+    bits = random.Random(7).sample(range(known.last_batch_start * 8, known.used_bytes * 8), 1_500)
+    assert {judge_flip(known, known.names[-1], bit) for bit in bits} == {"refused"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("which", range(3))
+def test_every_cut(known, which):
+    name = known.names[which]
+    for size in range(len(known.data[name])):
+        judge_cut(known, name, size)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("part", range(6))
+def test_every_bit_flip(known, part):
+    name = known.names[part // 2]
+    total = len(known.data[name]) * 8
+    for bit in range(total * (part % 2) // 2, total * (part % 2 + 1) // 2):
+        judge_flip(known, name, bit)

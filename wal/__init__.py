@@ -1,0 +1,50 @@
+"""The write-ahead log of one member. `log.py` is the door; `record.py`, `codec.py` and `segment.py` hold the bytes."""
+
+from wal.codec import Marker, Metadata
+from wal.errors import (
+    DamagedError,
+    FormatVersionError,
+    IllegalSaveError,
+    LostEntriesError,
+    MetadataMismatchError,
+    SegmentError,
+    WalClosedError,
+    WalError,
+    WalExistsError,
+    WalFailedError,
+    WalIOError,
+    WalMissingError,
+)
+from wal.files import File, Files, OsFile, OsFiles
+from wal.identity import read_metadata
+from wal.log import DEFAULT_SEGMENT_BYTES, Recovered, SegmentInfo, Wal
+from wal.reader import EntrySink
+from wal.writer import MAX_ENTRY_DATA_BYTES
+
+__all__ = [
+    "DEFAULT_SEGMENT_BYTES",
+    "MAX_ENTRY_DATA_BYTES",
+    "DamagedError",
+    "EntrySink",
+    "File",
+    "Files",
+    "FormatVersionError",
+    "IllegalSaveError",
+    "LostEntriesError",
+    "Marker",
+    "Metadata",
+    "MetadataMismatchError",
+    "OsFile",
+    "OsFiles",
+    "Recovered",
+    "SegmentError",
+    "SegmentInfo",
+    "Wal",
+    "WalClosedError",
+    "WalError",
+    "WalExistsError",
+    "WalFailedError",
+    "WalIOError",
+    "WalMissingError",
+    "read_metadata",
+]

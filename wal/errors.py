@@ -1,0 +1,150 @@
+"""What can go wrong with the log on disk, and what the operator does about it.
+
+Rules: one base, `WalError`; a leaf carries what is known (file, offset, index) as fields and in its text, and its text ends with what to
+do. `deterministic` says whether the same call on the same files fails again; nothing here is retryable in place: a log that failed is
+opened anew by the next process.
+
+Invariants: an error raised by `Wal.open` before its repair has begun leaves every file as it was found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Final
+
+from raft.types import Index
+
+REPLACE_MEMBER: Final = (
+    "Keep a copy of the directory, then restore this member from a snapshot, or remove it from the cluster and add it again with an empty"
+    " data directory. Do not delete or edit single WAL files."
+)
+
+
+class WalError(Exception):
+    """The base of everything that the log raises about its files."""
+
+    deterministic: ClassVar[bool] = True
+
+
+class WalExistsError(WalError):
+    """`Wal.create` met a directory that already holds something."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(
+            f"{directory}: a write-ahead log, or something else, is already there. Choose another data directory or start from this one."
+        )
+        self.directory = directory
+
+
+class WalMissingError(WalError):
+    """`Wal.open` met a directory that is absent or holds no segment."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(f"{directory}: there is no write-ahead log segment here. Check the data directory's path. {REPLACE_MEMBER}")
+        self.directory = directory
+
+
+class WalIOError(WalError):
+    """The operating system refused an operation while the log was created, opened, read or released."""
+
+    deterministic = False
+
+    def __init__(self, operation: str, path: Path, cause: OSError) -> None:
+        super().__init__(
+            f"{path}: {operation} failed: {cause.strerror or cause}. Check the disk, its free space and the directory's permissions."
+        )
+        self.operation = operation
+        self.path = path
+        self.errno = cause.errno
+
+
+class WalFailedError(WalError):
+    """A write or a sync failed (now or earlier): what reached the disk is unknown, so this instance does nothing more.
+
+    Nothing of the failing save may be acknowledged. The process ends; the next `Wal.open` proves the tail again.
+    """
+
+    deterministic = False
+
+    def __init__(self, path: Path, cause: BaseException | None) -> None:
+        super().__init__(
+            f"{path}: a write or sync of the write-ahead log failed ({cause}); what reached the disk is unknown. Nothing more is"
+            " acknowledged. Check the disk and its free space, then restart the process: it proves the end of the log again."
+        )
+        self.path = path
+
+
+class WalClosedError(WalError):
+    """The log was closed."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(f"{directory}: the write-ahead log is closed. Open it again.")
+        self.directory = directory
+
+
+class IllegalSaveError(WalError):
+    """The caller asked the log to record something that its own reader would refuse. Nothing was written."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the log refuses to record this: {reason}. This is a defect of the caller; nothing was written.")
+        self.reason = reason
+
+
+class MetadataMismatchError(WalError):
+    """The log belongs to another cluster or another member."""
+
+    def __init__(self, path: Path, field: str, expected: int, found: int) -> None:
+        super().__init__(
+            f"{path}: this log belongs to {field} {found:x}, but this process is {field} {expected:x}. Check the data directory's path and"
+            " the cluster flags; a directory can not move between members or clusters."
+        )
+        self.path = path
+        self.field = field
+        self.expected = expected
+        self.found = found
+
+
+class FormatVersionError(WalError):
+    """A segment has a format version that this program does not read."""
+
+    def __init__(self, path: Path, version: int) -> None:
+        super().__init__(f"{path}: WAL format version {version} is not one that this program reads. Use the program version that wrote it.")
+        self.path = path
+        self.version = version
+
+
+class DamagedError(WalError):
+    """Bytes on disk are not what was written, and no repair is safe."""
+
+    def __init__(self, path: Path, offset_bytes: int, last_index: Index, reason: str) -> None:
+        super().__init__(
+            f"{path}: damaged at offset {offset_bytes}, behind index {last_index}: {reason}. Acknowledged entries may be lost,"
+            f" so nothing was repaired. {REPLACE_MEMBER}"
+        )
+        self.path = path
+        self.offset_bytes = offset_bytes
+        self.last_index = last_index
+        self.reason = reason
+
+
+class SegmentError(WalError):
+    """The set of segment files is not the one that was written: one is missing, empty, renamed or out of place."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}. Put the missing or original file back if you have it. {REPLACE_MEMBER}")
+        self.path = path
+        self.reason = reason
+
+
+class LostEntriesError(WalError):
+    """The log ends before an index that this member has committed or applied."""
+
+    def __init__(self, path: Path, offset_bytes: int, last_index: Index, required_index: Index) -> None:
+        super().__init__(
+            f"{path}: the log ends at offset {offset_bytes} with index {last_index}, but index {required_index} is known to be"
+            f" committed: entries are lost. Nothing was changed. {REPLACE_MEMBER}"
+        )
+        self.path = path
+        self.offset_bytes = offset_bytes
+        self.last_index = last_index
+        self.required_index = required_index
