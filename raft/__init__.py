@@ -1,7 +1,7 @@
 """The consensus core: Raft without IO, clock, randomness of its own, threads or logging.
 
-A member is a `RawNode`: it is given messages (`step`), ticks (`tick`) and proposals (`propose`), and says through `ready` what is to be written, sent and
-applied. See `raft.raw_node` for the two ways of driving it and `raft.ready` for what must be durable before what.
+A member is a `RawNode`: it is given messages (`step`), ticks (`tick`) and proposals (`propose`), and says through `ready` what is to be
+written, sent and applied. See `raft.raw_node` for the two ways of driving it and `raft.ready` for what must be durable before what.
 
 Source: Diego Ongaro, "Consensus: Bridging Theory and Practice" (2014); behaviour follows etcd-io/raft.
 """

@@ -1,12 +1,12 @@
 """Configuration changes: from one configuration to the next, safely.
 
-Purpose: pure functions from a tracker's configuration and progress, and a list of single changes, to the next configuration and progress; nothing is
-installed here. `restore` builds any stored configuration from nothing by the same steps.
+Purpose: pure functions from a tracker's configuration and progress, and a list of single changes, to the next configuration and progress;
+nothing is installed here. `restore` builds any stored configuration from nothing by the same steps.
 
 Rules
 - `simple` changes at most one voter, so that old and new majorities overlap (thesis 4.1); any number of learners.
-- `enter_joint` keeps the old voters as the outgoing half and applies any changes to the incoming half; `leave_joint` drops the outgoing half and
-  turns `learners_next` into learners.
+- `enter_joint` keeps the old voters as the outgoing half and applies any changes to the incoming half; `leave_joint` drops the outgoing
+  half and turns `learners_next` into learners.
 - A voter of the outgoing half that becomes a learner waits in `learners_next`: a node is never voter and learner at once.
 - Node id 0 marks a change that was refused earlier; it is skipped.
 

@@ -6,8 +6,8 @@
     3 varint node_id      3 bytes context (if any)
     4 bytes context (if any)
 
-Rules: protobuf, compatible with raftpb (fields without "if any" are always written, in this order). Decoding takes fields in any order, lets the last
-one win, skips unknown ones, and treats empty data as the empty change; anything else raises CodecError.
+Rules: protobuf, compatible with raftpb (fields without "if any" are always written, in this order). Decoding takes fields in any order,
+lets the last one win, skips unknown ones, and treats empty data as the empty change; anything else raises CodecError.
 
 Source: etcd-io/raft's raftpb for the numbers; the protobuf encoding guide.
 """

@@ -1,13 +1,15 @@
 """The core: one message, one tick, or one configuration change at a time.
 
-Purpose: what is common to all roles: comparing terms, ticking, storage acknowledgements, and choosing the role's handler. `RawNode` is its face.
+Purpose: what is common to all roles: comparing terms, ticking, storage acknowledgements, and choosing the role's handler. `RawNode` is its
+face.
 
 Rules (thesis 3.3, with the additions of 6.4.1 and 9.6)
-- A message of a higher term makes a follower of everyone, except pre-votes, granted pre-votes, and vote requests within the lease of a known leader.
-- A message of a lower term is dropped. With CheckQuorum or PreVote its sender, if it believes to lead or asks for a pre-vote, gets an answer of the higher
-  term: else a member that came back with a higher term could neither be led nor win.
-- Storage acknowledgements count only in the term in which the write was handed out: later ones may have replaced the entries in between. Installed
-  snapshots and applied entries are committed and count in any term.
+- A message of a higher term makes a follower of everyone, except pre-votes, granted pre-votes, and vote requests within the lease of a
+  known leader.
+- A message of a lower term is dropped. With CheckQuorum or PreVote its sender, if it believes to lead or asks for a pre-vote, gets an
+  answer of the higher term: else a member that came back with a higher term could neither be led nor win.
+- Storage acknowledgements count only in the term in which the write was handed out: later ones may have replaced the entries in between.
+  Installed snapshots and applied entries are committed and count in any term.
 
 Source: Ongaro's thesis, figure 3.1, 6.4.1, 9.6; etcd-io/raft doc.go on storage acknowledgements.
 """
@@ -68,7 +70,7 @@ def new_state(config: Config) -> RaftState:
     return r
 
 
-# --- messages ----------------------------------------------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 
 def step(r: RaftState, message: Message) -> None:
@@ -145,7 +147,7 @@ def _answer_lower_term(r: RaftState, message: Message) -> None:
         )
 
 
-# --- the storage has done its work ---------------------------------------------------------------------------------------------------------------
+# --- the storage has done its work ----------------------------------------------------------------
 
 
 def _snapshot_applied(r: RaftState, snapshot: Snapshot) -> None:
@@ -159,7 +161,8 @@ def _applied_to(r: RaftState, index: Index, size_bytes: int) -> None:
     r.log.applied_to(applied, size_bytes)
     config = r.tracker.config
     if config.auto_leave and applied >= r.pending_conf_index and r.state is StateType.LEADER:
-        # Without data the entry can't be refused for its size. If a transfer is under way it is refused: the next applied entry tries again.
+        # Without data the entry can't be refused for its size. If a transfer is under way it is refused: the next applied entry tries
+        # again.
         leave = Entry(term=Term(0), index=Index(0), type=EntryType.CONF_CHANGE_V2)
         try:
             step(r, Message(type=MessageType.PROP, entries=(leave,)))
@@ -169,7 +172,7 @@ def _applied_to(r: RaftState, index: Index, size_bytes: int) -> None:
             r.log_sink.info(f"initiating automatic transition out of joint configuration {config}")
 
 
-# --- ticks ---------------------------------------------------------------------------------------------------------------------------------------
+# --- ticks ----------------------------------------------------------------------------------------
 
 
 def tick(r: RaftState) -> None:

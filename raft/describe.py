@@ -4,8 +4,8 @@
     message     1->2 MsgApp Term:1 Log:1/10 Commit:10 Entries:[1/11 EntryNormal ""]
     progress    StateReplicate match=11 next=12[ learner][ paused][ pendingSnap=n][ inactive][ inflight=n[full]]
 
-Rules: ids are decimal here (the core's log lines show them hexadecimal); data is quoted as Go's %q does; a field at its zero is left out except for term and
-position.
+Rules: ids are decimal here (the core's log lines show them hexadecimal); data is quoted as Go's %q does; a field at its zero is left out
+except for term and position.
 
 Source: the formats are those of etcd-io/raft's data files.
 """

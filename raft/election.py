@@ -1,8 +1,8 @@
 """Elections: standing for one, and voting in others'.
 
 Rules
-- A member campaigns only if it is a voter, no snapshot is being installed, and no committed configuration change waits to be applied: it would
-  count votes by a configuration that the cluster has left.
+- A member campaigns only if it is a voter, no snapshot is being installed, and no committed configuration change waits to be applied: it
+  would count votes by a configuration that the cluster has left.
 - A pre-vote asks with the next term but raises nobody's term and records no vote.
 - One's own vote is a message to oneself that is delivered once the vote is durable.
 - Learners vote: a member may learn of its promotion later than its candidate does.
@@ -90,7 +90,7 @@ def poll(r: RaftState, node: NodeId, kind: MessageType, granted: bool) -> tuple[
 
 
 def is_in_lease(r: RaftState) -> bool:
-    """A leader was heard from within the election timeout, and CheckQuorum makes that a reason to ignore other candidates (thesis 6.4.1)."""
+    """CheckQuorum is on, and the leader was heard from within the election timeout: other candidates are ignored (thesis 6.4.1)."""
     return r.config.check_quorum and r.lead != NO_NODE and r.election_elapsed_ticks < r.config.election_ticks
 
 

@@ -1,7 +1,7 @@
 """What can go wrong in the consensus core, as one family.
 
-Rules: everything the core raises on purpose derives from `RaftError`; a message from the network can cause nothing else. Each leaf says in its
-docstring who meets it and whether trying again helps.
+Rules: everything the core raises on purpose derives from `RaftError`; a message from the network can cause nothing else. Each leaf says in
+its docstring who meets it and whether trying again helps.
 
 Source: etcd-io/raft names the same conditions; the texts that its data files show (`str(error)`) are kept.
 """

@@ -3,7 +3,8 @@
 Rules
 - Whatever comes from the leader restarts the election timer.
 - Every MsgApp is answered: with the last index it covers, or with a rejection that hints where to probe next; never below the commit index.
-- A snapshot at or below the commit index, or in which this member does not occur, is ignored. One that the log already contains only moves the commit index.
+- A snapshot at or below the commit index, or in which this member does not occur, is ignored. One that the log already contains only moves
+  the commit index.
 
 Source: Ongaro's thesis, figure 3.1, 5 (snapshots), 10.2 (rejection hints).
 """
@@ -37,7 +38,7 @@ def step_follower(r: RaftState, message: Message) -> None:
         handler(r, message)
 
 
-# --- from the leader (candidates use these too, once they have become followers) ------------------------------------------------------------------
+# --- from the leader (candidates use these too, once they have become followers) ------------------
 
 
 def handle_append(r: RaftState, message: Message) -> None:
@@ -122,7 +123,7 @@ def _restore(r: RaftState, snapshot: Snapshot, position: str) -> bool:
     return True
 
 
-# --- from elsewhere ----------------------------------------------------------------------------------------------------------------------------
+# --- from elsewhere -------------------------------------------------------------------------------
 
 
 def _forward(r: RaftState, message: Message) -> None:

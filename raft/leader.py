@@ -1,7 +1,8 @@
 """The leader: proposals, responses of members, reads, transfer of leadership, and stepping down.
 
 Rules
-- A proposal is appended and sent at once; a configuration change that may not be made now becomes an empty entry, so that its proposer sees an answer.
+- A proposal is appended and sent at once; a configuration change that may not be made now becomes an empty entry, so that its proposer sees
+  an answer.
 - The first entry of a term is empty: it commits what earlier terms left (thesis 3.6.2), and reads wait for it (6.4).
 - During a transfer no proposal is taken; the transfer ends with the next election timeout.
 - With CheckQuorum, a leader that heard from no quorum within an election timeout steps down.
@@ -53,7 +54,7 @@ def step_leader(r: RaftState, message: Message) -> None:
     handler(r, message, progress)
 
 
-# --- ticks -------------------------------------------------------------------------------------------------------------------------------------
+# --- ticks ----------------------------------------------------------------------------------------
 
 
 def _handle_beat(r: RaftState, message: Message) -> None:
@@ -69,7 +70,7 @@ def _handle_check_quorum(r: RaftState, message: Message) -> None:
             progress.is_recently_active = False
 
 
-# --- proposals ---------------------------------------------------------------------------------------------------------------------------------
+# --- proposals ------------------------------------------------------------------------------------
 
 
 def _handle_proposal(r: RaftState, message: Message) -> None:
@@ -122,7 +123,7 @@ def _refusal(r: RaftState, change: AnyConfChange) -> str:
     return ""
 
 
-# --- responses of members ------------------------------------------------------------------------------------------------------------------------
+# --- responses of members -------------------------------------------------------------------------
 
 
 def _handle_append_response(r: RaftState, message: Message, progress: Progress) -> None:
@@ -171,8 +172,8 @@ def _handle_rejection(r: RaftState, message: Message, progress: Progress) -> Non
         f"{r.id:x} received MsgAppResp(rejected, hint: (index {message.reject_hint}, term {message.log_term})) "
         f"from {node:x} for index {message.index}"
     )
-    # The hint is the last position at which the member's term is not above the rejected one's; go on from there to the last position of this
-    # log whose term is not above the hint's: whole terms that can't match are skipped in one round trip.
+    # The hint is the last position at which the member's term is not above the rejected one's; go on from there to the last position of
+    # this log whose term is not above the hint's: whole terms that can't match are skipped in one round trip.
     hint = message.reject_hint
     if message.log_term > 0:
         hint = r.log.find_conflict_by_term(hint, message.log_term)[0]
@@ -213,7 +214,7 @@ def _handle_unreachable(r: RaftState, message: Message, progress: Progress) -> N
     r.log_sink.debug(f"{r.id:x} failed to send message to {message.from_:x} because it is unreachable [{progress}]")
 
 
-# --- reads -------------------------------------------------------------------------------------------------------------------------------------
+# --- reads ----------------------------------------------------------------------------------------
 
 
 def _handle_read_index(r: RaftState, message: Message) -> None:
@@ -251,7 +252,7 @@ def _answer_read(r: RaftState, request: Message, index: Index) -> None:
         r.send(Message(type=MessageType.READ_INDEX_RESP, to=request.from_, index=index, entries=request.entries))
 
 
-# --- transfer ------------------------------------------------------------------------------------------------------------------------------------
+# --- transfer -------------------------------------------------------------------------------------
 
 
 def _handle_transfer(r: RaftState, message: Message, progress: Progress) -> None:

@@ -2,8 +2,8 @@
 
 Rules
 - Reads look into the unstable tail first, so that a leader under load never asks the storage for what it just appended.
-- `applying_index` is what was handed out for application, `applied_index` what came back. What is under way is bounded by encoded size; when the bound
-  is reached nothing more is handed out until something comes back.
+- `applying_index` is what was handed out for application, `applied_index` what came back. What is under way is bounded by encoded size;
+  when the bound is reached nothing more is handed out until something comes back.
 - Nothing is handed out for application while a snapshot is being installed.
 - A storage may refuse a position (`CompactedError`, `UnavailableError`): `term` and `slice` pass that on, `try_term` answers None.
 
@@ -61,7 +61,7 @@ class RaftLog:
             f"len(unstable.Entries)={len(unstable.entries)}"
         )
 
-    # --- positions -------------------------------------------------------------------------------------------------------------------------
+    # --- positions --------------------------------------------------------------------------------
 
     @property
     def first_index(self) -> Index:
@@ -120,7 +120,7 @@ class RaftLog:
         """An entry of `term` is committed."""
         return self.try_term(self.commit_index) == term
 
-    # --- reading ---------------------------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def entries(self, lo: Index, max_size_bytes: int) -> list[Entry]:
         """Entries from `lo` on, cut to `max_size_bytes` encoded but at least one, if there are any; raises as `slice` does."""
@@ -168,8 +168,8 @@ class RaftLog:
     def find_conflict_by_term(self, index: Index, term: Term) -> tuple[Index, Term]:
         """The highest position at or before `index` whose term is at most `term`, and that term; (position, 0) where the log is compacted.
 
-        Both sides of a rejected MsgApp skip with this whole terms that can't match (thesis 3.5, "fast log rejection"). Terms never fall along
-        the log, so a bisection finds it.
+        Both sides of a rejected MsgApp skip with this whole terms that can't match (thesis 3.5, "fast log rejection"). Terms never fall
+        along the log, so a bisection finds it.
         """
         low = Index(self.first_index - 1)
         own = self.try_term(index)
@@ -192,10 +192,11 @@ class RaftLog:
                 high = middle
         return low, low_term
 
-    # --- appending and committing -----------------------------------------------------------------------------------------------------------
+    # --- appending and committing -----------------------------------------------------------------
 
     def maybe_append(self, prev_index: Index, prev_term: Term, commit: Index, entries: Sequence[Entry]) -> Index | None:
-        """Take a leader's `entries`, which follow (prev_index, prev_term), and its commit index. The last index they cover; None on a mismatch.
+        """Take a leader's `entries`, which follow (prev_index, prev_term), and its commit index. The last index they cover; None on a
+        mismatch.
 
         Raises:
             InvalidMessageError: a committed entry would be replaced.
@@ -262,7 +263,7 @@ class RaftLog:
         self.commit_index = metadata.index
         self.unstable.restore(snapshot)
 
-    # --- applying ---------------------------------------------------------------------------------------------------------------------------
+    # --- applying ---------------------------------------------------------------------------------
 
     def max_appliable_index(self, *, allow_unstable: bool) -> Index:
         """How far entries may be applied: what is committed, and durable unless `allow_unstable`."""

@@ -1,7 +1,7 @@
 """Configuration changes where they touch the core: installing one, and restoring one from a snapshot.
 
-Rules: a change takes effect when it is applied, on every member by itself. A leader that is removed or demoted goes on leading, without counting
-itself, until the change that replaces it can do its work elsewhere, unless `step_down_on_removal` is set.
+Rules: a change takes effect when it is applied, on every member by itself. A leader that is removed or demoted goes on leading, without
+counting itself, until the change that replaces it can do its work elsewhere, unless `step_down_on_removal` is set.
 
 Source: Ongaro's thesis, 4.2.2 (removing the leader), 4.3.
 """

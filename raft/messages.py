@@ -63,9 +63,9 @@ class MessageType(IntEnum):
 class Message:
     """One message. Treated as immutable once built (not frozen: built on the hot path).
 
-    `index` and `log_term` are the position before `entries` in an append, the last acknowledged or the rejected position in a response, and the
-    candidate's last position in a vote request. `reject_hint` is where a follower suggests to probe next. `responses` (MsgStorageAppend and
-    MsgStorageApply only) are to be delivered, in order, once the work is done.
+    `index` and `log_term` are the position before `entries` in an append, the last acknowledged or the rejected position in a response, and
+    the candidate's last position in a vote request. `reject_hint` is where a follower suggests to probe next. `responses` (MsgStorageAppend
+    and MsgStorageApply only) are to be delivered, in order, once the work is done.
     """
 
     type: MessageType

@@ -5,8 +5,8 @@
     REPLICATE   optimistically, within the inflights window       rejection or unreachable -> PROBE; entries gone -> SNAPSHOT
     SNAPSHOT    nothing                                           a response that reaches the log -> REPLICATE; report -> PROBE
 
-Rules: `match_index` is known to be replicated, `next_index` is what is sent next; `sent_commit` is the highest commit index told to the member, so that
-commit-only messages are not repeated.
+Rules: `match_index` is known to be replicated, `next_index` is what is sent next; `sent_commit` is the highest commit index told to the
+member, so that commit-only messages are not repeated.
 
 Invariants: match_index < next_index; `pending_snapshot` is 0 except in SNAPSHOT; inflights are empty except in REPLICATE.
 

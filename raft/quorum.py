@@ -1,7 +1,7 @@
 """Quorum arithmetic: what a majority, and a pair of majorities (joint consensus), has acknowledged or voted.
 
-Rules: pure functions of the voters and what is known of them. An empty majority agrees to everything, so that a joint configuration with an empty
-second half behaves as its first half alone.
+Rules: pure functions of the voters and what is known of them. An empty majority agrees to everything, so that a joint configuration with an
+empty second half behaves as its first half alone.
 
 Source: Ongaro's thesis, 3.3 and 4.3.
 """
@@ -30,13 +30,17 @@ class VoteResult(Enum):
     """A quorum voted yes."""
 
 
+def majority_index(indexes: list[Index]) -> Index:
+    """The highest index that a majority has reached, given what each voter has; the list is sorted in place."""
+    if not indexes:
+        return INFINITE_INDEX
+    indexes.sort()
+    return indexes[(len(indexes) - 1) // 2]
+
+
 def majority_committed_index(voters: Collection[NodeId], acked: Mapping[NodeId, Index]) -> Index:
     """The highest index that a majority of `voters` has acknowledged; a voter missing from `acked` counts as 0."""
-    count = len(voters)
-    if count == 0:
-        return INFINITE_INDEX
-    indexes = sorted([acked.get(voter, 0) for voter in voters])
-    return Index(indexes[count - (count // 2 + 1)])
+    return majority_index([acked.get(voter, Index(0)) for voter in voters])
 
 
 def majority_vote_result(voters: Collection[NodeId], votes: Mapping[NodeId, bool]) -> VoteResult:
@@ -97,6 +101,9 @@ class JointVoters:
     def __str__(self) -> str:
         text = _describe_ids(self.incoming)
         return f"{text}&&{_describe_ids(self.outgoing)}" if self.outgoing else text
+
+
+NO_VOTERS: Final = JointVoters()
 
 
 def _describe_ids(ids: frozenset[NodeId]) -> str:

@@ -9,7 +9,8 @@ Purpose: turns what the core wants into `Ready`s, in one of two modes.
 
 Rules
 - Not thread safe, never blocks, reads no clock. Who owns it decides when to tick.
-- `step` is for messages from others, and for the responses of the storage threads. It raises nothing but `RaftError`s, whatever it is given.
+- `step` is for messages from others, and for the responses of the storage threads. It raises nothing but `RaftError`s, whatever it is
+  given.
 - Local acknowledgements in synchronous mode are the same messages as in asynchronous mode; `advance` steps them.
 
 Source: etcd-io/raft doc.go (Usage, and Usage with Asynchronous Storage Writes).
@@ -79,7 +80,7 @@ class RawNode:
         self._last_soft_state = self._soft_state()
         self._last_hard_state = self._state.hard_state()
 
-    # --- what is known -----------------------------------------------------------------------------------------------------------------------
+    # --- what is known ----------------------------------------------------------------------------
 
     @property
     def id(self) -> NodeId:
@@ -160,7 +161,7 @@ class RawNode:
     def _soft_state(self) -> SoftState:
         return SoftState(lead=self._state.lead, state=self._state.state)
 
-    # --- inputs ------------------------------------------------------------------------------------------------------------------------------
+    # --- inputs -----------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """One tick of the logical clock: elections, heartbeats and CheckQuorum happen here."""
@@ -251,7 +252,8 @@ class RawNode:
             core.step(self._state, Message(type=MessageType.UNREACHABLE, from_=node))
 
     def report_snapshot(self, node: NodeId, ok: bool) -> None:
-        """The snapshot that was sent to `node` was delivered, or was not. Must be called for every MsgSnap, or `node` gets no more entries."""
+        """The snapshot that was sent to `node` was delivered, or was not. Must be called for every MsgSnap, or `node` gets no more
+        entries."""
         if node != self._state.id:
             core.step(self._state, Message(type=MessageType.SNAP_STATUS, from_=node, reject=not ok))
 
@@ -268,7 +270,11 @@ class RawNode:
         entry = Entry(term=Term(0), index=Index(0), data=context)
         core.step(self._state, Message(type=MessageType.READ_INDEX, from_=self._state.id, entries=(entry,)))
 
-    # --- output ------------------------------------------------------------------------------------------------------------------------------
+    def override_election_timeout(self, ticks: int) -> None:
+        """Fix the timeout of the present election period, which was drawn at random. For tests that count ticks."""
+        self._state.election_timeout_ticks = ticks
+
+    # --- output -----------------------------------------------------------------------------------
 
     def has_ready(self) -> bool:
         """There is something to do."""
@@ -359,8 +365,8 @@ class RawNode:
     def _append_response(self, snapshot: Snapshot | None) -> Message:
         """The append thread's word that everything up to the log's current end is durable.
 
-        It names the end even if this Ready adds nothing to it: when it comes back in this term, nothing before it can have been overwritten on
-        disk by writes that were under way when it was made.
+        It names the end even if this Ready adds nothing to it: when it comes back in this term, nothing before it can have been overwritten
+        on disk by writes that were under way when it was made.
         """
         r = self._state
         response = Message(type=MessageType.STORAGE_APPEND_RESP, to=r.id, from_=LOCAL_APPEND_THREAD, term=r.term, snapshot=snapshot)

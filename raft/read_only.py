@@ -1,11 +1,11 @@
 """Linearizable reads that wait for a quorum to confirm the leader.
 
-Purpose: a queue of read requests. Each takes the next position; every heartbeat carries the newest position as its context, and a member's response
-confirms that it still followed this leader after every request up to that position. When a quorum (of both halves while joint) has confirmed a
-position, the requests through it are released.
+Purpose: a queue of read requests. Each takes the next position; every heartbeat carries the newest position as its context, and a member's
+response confirms that it still followed this leader after every request up to that position. When a quorum (of both halves while joint) has
+confirmed a position, the requests through it are released.
 
-Rules: positions start at 1 and rise for as long as the leader leads; a request that is repeated while it waits keeps its place; the queue is bounded, and
-beyond its bound a request is dropped (its sender asks again).
+Rules: positions start at 1 and rise for as long as the leader leads; a request that is repeated while it waits keeps its place; the queue
+is bounded, and beyond its bound a request is dropped (its sender asks again).
 
 Source: Ongaro's thesis, 6.4.
 """

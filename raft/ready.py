@@ -7,8 +7,8 @@ Contract of Ready (synchronous mode), field by field:
 - `committed_entries` are to be applied in order, after the snapshot; they may include entries of this same Ready.
 - `messages` are in sending order: first those that may leave at once, then those that must wait.
 - `soft_state` and `read_states` are for information: who leads, and which reads may be served once their index is applied.
-With asynchronous storage writes, `messages` also holds MsgStorageAppend and MsgStorageApply, which carry the same work to the two threads; the
-fields are then for information only, and `advance` is not called.
+With asynchronous storage writes, `messages` also holds MsgStorageAppend and MsgStorageApply, which carry the same work to the two threads;
+the fields are then for information only, and `advance` is not called.
 
 Source: etcd-io/raft doc.go.
 """

@@ -56,7 +56,7 @@ def maybe_commit(r: RaftState) -> bool:
     return r.log.maybe_commit(r.tracker.committed_index(), r.term)
 
 
-# --- sending -----------------------------------------------------------------------------------------------------------------------------------
+# --- sending --------------------------------------------------------------------------------------
 
 
 def broadcast_append(r: RaftState) -> None:
@@ -67,7 +67,8 @@ def broadcast_append(r: RaftState) -> None:
 
 
 def maybe_send_append(r: RaftState, to: NodeId, *, send_if_empty: bool) -> bool:
-    """Send `to` the next entries, or a snapshot if they are gone. False if nothing was sent (paused, nothing to send, nothing available)."""
+    """Send `to` the next entries, or a snapshot if they are gone. False if nothing was sent (paused, nothing to send, nothing
+    available)."""
     progress = r.tracker.progress[to]
     if progress.is_paused:
         return False
@@ -131,7 +132,7 @@ def send_timeout_now(r: RaftState, to: NodeId) -> None:
     r.send(Message(type=MessageType.TIMEOUT_NOW, to=to))
 
 
-# --- the configuration changed -----------------------------------------------------------------------------------------------------------------
+# --- the configuration changed --------------------------------------------------------------------
 
 
 def serve_new_configuration(r: RaftState) -> None:

@@ -1,7 +1,7 @@
 """How large entries are: as protobuf on the wire, and as payload.
 
-Purpose: the core's limits are stated in these two measures (`max_size_per_msg_bytes` and what is being applied: encoded size; the uncommitted tail
-and inflight windows: payload), so they must be exact, and fast enough to run per entry.
+Purpose: the core's limits are stated in these two measures (`max_size_per_msg_bytes` and what is being applied: encoded size; the
+uncommitted tail and inflight windows: payload), so they must be exact, and fast enough to run per entry.
 
 An encoded entry is raftpb's: type, term and index as varints with a one-byte tag each (always present), data with tag and length (if any).
 """

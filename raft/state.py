@@ -1,9 +1,11 @@
 """The state of one member, and the moves that every role shares: sending, and changing roles.
 
-Purpose: `RaftState` is what the role modules (follower, candidate, leader, ...) work on. Nothing here decides; `raft.core` dispatches, the roles decide.
+Purpose: `RaftState` is what the role modules (follower, candidate, leader, ...) work on. Nothing here decides; `raft.core` dispatches, the
+roles decide.
 
 Rules
-- Messages that vouch for something on disk (`must_be_durable_first`) go to `messages_after_append`, all others to `messages`; `RawNode` hands them out.
+- Messages that vouch for something on disk (`must_be_durable_first`) go to `messages_after_append`, all others to `messages`; `RawNode`
+  hands them out.
 - Every change of term goes through `reset`, which also forgets votes, progress, transfers, reads and the uncommitted size.
 
 Invariants: term never falls; vote changes only from nobody, or together with the term; `lead` is this member exactly while it leads.
@@ -80,7 +82,7 @@ class RaftState:
         self.election_timeout_ticks = config.election_ticks
         """The randomized timeout of this election period."""
 
-    # --- reading -----------------------------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def hard_state(self) -> HardState:
         """What must be on disk."""
@@ -97,13 +99,13 @@ class RaftState:
         """The end of the log as vote lines show it."""
         return f"logterm: {self.log.last_term}, index: {self.log.last_index}"
 
-    # --- sending -----------------------------------------------------------------------------------------------------------------------------
+    # --- sending ----------------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
         """Queue `message`, stamped with sender and term. It must be new: it is changed here.
 
-        Vote messages come with their term, which may lie ahead of the member's own; proposals and read requests go without one, as they are for
-        whoever leads.
+        Vote messages come with their term, which may lie ahead of the member's own; proposals and read requests go without one, as they are
+        for whoever leads.
         """
         kind = message.type
         if message.from_ == NO_NODE:
@@ -118,7 +120,7 @@ class RaftState:
             assert message.to != self.id, f"{kind.name} must not be self-addressed"
             self.messages.append(message)
 
-    # --- changing roles ----------------------------------------------------------------------------------------------------------------------
+    # --- changing roles ---------------------------------------------------------------------------
 
     def reset(self, term: Term) -> None:
         """Begin a period of `term`: nobody leads, nothing is known of the others."""

@@ -1,7 +1,7 @@
 """The durable log as the core sees it, and an implementation in memory.
 
-Rules: the core only reads, through the `Storage` Protocol; whoever drives the core writes. A storage must hold what the core was told is durable:
-entries from `first_index` on, the term of `first_index - 1`, and the hard state and configuration it starts with.
+Rules: the core only reads, through the `Storage` Protocol; whoever drives the core writes. A storage must hold what the core was told is
+durable: entries from `first_index` on, the term of `first_index - 1`, and the hard state and configuration it starts with.
 
 Invariants of MemoryStorage: slot 0 is a marker that keeps the position (index, term) before the first entry; indexes are contiguous.
 

@@ -1,9 +1,10 @@
 """The configuration in force and the progress of every member in it, with the votes of the election under way.
 
-Rules: one tracker per core. A configuration is a frozen value; the progress map is replaced together with it (`install`). A node that is a voter
-of the outgoing half and shall become a learner waits in `learners_next` until the joint configuration is left.
+Rules: one tracker per core. A configuration is a frozen value; the progress map is replaced together with it (`install`). A node that is a
+voter of the outgoing half and shall become a learner waits in `learners_next` until the joint configuration is left.
 
-Invariants (checked by `raft.confchange`): every member of the configuration has a progress and nobody else; voters and learners are disjoint.
+Invariants (checked by `raft.confchange`): every member of the configuration has a progress and nobody else; voters and learners are
+disjoint.
 
 Source: Ongaro's thesis, 4.2.1 (learners), 4.3 (joint consensus).
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from raft.inflights import Inflights
 from raft.progress import Progress
-from raft.quorum import JointVoters, VoteResult
+from raft.quorum import NO_VOTERS, JointVoters, VoteResult, majority_index
 from raft.types import ConfState, Index, NodeId
 
 
@@ -23,7 +24,7 @@ from raft.types import ConfState, Index, NodeId
 class TrackerConfig:
     """Who is in the cluster and in which role."""
 
-    voters: JointVoters = JointVoters()
+    voters: JointVoters = NO_VOTERS
     learners: frozenset[NodeId] = frozenset()
     learners_next: frozenset[NodeId] = frozenset()
     auto_leave: bool = False
@@ -84,7 +85,11 @@ class Tracker:
 
     def committed_index(self) -> Index:
         """The highest index that a quorum has acknowledged."""
-        return self.config.voters.committed_index({node: progress.match_index for node, progress in self.progress.items()})
+        progress, voters = self.progress, self.config.voters
+        index = majority_index([progress[node].match_index for node in voters.incoming])
+        if voters.outgoing:
+            return min(index, majority_index([progress[node].match_index for node in voters.outgoing]))
+        return index
 
     def is_quorum_active(self) -> bool:
         """A quorum of voters was heard from recently."""

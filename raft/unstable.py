@@ -1,8 +1,8 @@
 """The tail of the log that is not yet known to be durable, and a snapshot that is being installed.
 
-Rules: entries above `offset - 1` are here, below it in the storage. `next_*` is what has not been handed to the storage yet; handing over moves
-`offset_in_progress`, the storage's acknowledgement moves `offset`. An acknowledgement counts only if index and term are still what is held here: the
-entry may have been replaced meanwhile by one of a later term.
+Rules: entries above `offset - 1` are here, below it in the storage. `next_*` is what has not been handed to the storage yet; handing over
+moves `offset_in_progress`, the storage's acknowledgement moves `offset`. An acknowledgement counts only if index and term are still what is
+held here: the entry may have been replaced meanwhile by one of a later term.
 
 Invariants: offset <= offset_in_progress <= offset + len(entries); entries[i].index == offset + i.
 

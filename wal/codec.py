@@ -43,7 +43,7 @@ class Metadata:
     """Whose log this is: unsigned 64-bit ids, fixed for the life of a directory."""
 
     cluster_id: int
-    member_id: NodeId | int
+    member_id: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from raft.types import NO_NODE, Entry, HardState, Index, Term
 from wal.codec import MAX_INDEX, MAX_TERM, Marker, Metadata, SegmentHeader, encode_hard_state, encode_marker
 from wal.errors import IllegalSaveError, LostEntriesError, WalClosedError, WalExistsError, WalFailedError, WalIOError
 from wal.files import Files, OsFiles
-from wal.reader import EntrySink, ReadResult, read_log, read_metadata
+from wal.reader import EntrySink, ReadResult, read_log
 from wal.record import RecordType
 from wal.repair import back_up, cut_tail, rewrite_batch
 from wal.segment import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, SUFFIX, TEMPORARY_SUFFIX, NewSegment, create_segment, seal, supersede
@@ -95,14 +95,6 @@ class Wal:
             raise WalIOError("listing it", directory, error) from error
 
     @classmethod
-    def read_metadata(cls, directory: Path, *, files: Files = OS_FILES) -> Metadata:
-        """Whose log the directory holds; changes nothing. Raises a WalError if there is none or its newest header is damaged."""
-        try:
-            return read_metadata(files, directory)
-        except OSError as error:
-            raise WalIOError("reading its metadata", directory, error) from error
-
-    @classmethod
     def create(
         cls,
         directory: Path,
@@ -131,7 +123,7 @@ class Wal:
         try:
             new = _create_directory(files, directory, header, segment_size_bytes)
             spare = Spare(files, directory, segment_size_bytes)
-            spare.refill()
+            _refill_or_close(spare, new)
         except OSError as error:
             raise WalIOError("creating the log", directory, error) from error
         state = LogState(start_index=start.index, start_term=start.term, hard_state=hard_state, marker=marker)
@@ -165,7 +157,7 @@ class Wal:
             spare = Spare(files, directory, segment_size_bytes)
             spare.find()
             repaired, new = _make_whole(files, metadata, result, segment_size_bytes, spare)
-            spare.refill()
+            _refill_or_close(spare, new)
         except OSError as error:
             raise WalIOError("opening the log", directory, error) from error
         state = result.state
@@ -255,12 +247,11 @@ class Wal:
     def release(self, index: Index) -> int:
         """Remove the oldest segments whose entries are all <= `index`, never the last one; return how many.
 
-        `index` must be held durably by the store (at most the commit index). Each removal is durable before the next, so a crash leaves
-        no gap.
+        `index` must be held durably by the store. Above the commit index that was saved here (apply may be ahead of it) nothing goes: such
+        an entry could still be overwritten. Each removal is durable before the next, so a crash leaves no gap.
         """
         self._check_usable()
-        if index > self._state.hard_state.commit:
-            raise IllegalSaveError(f"index {index} is beyond the commit index {self._state.hard_state.commit} and can not be released")
+        index = min(index, self._state.hard_state.commit)
         with self._fatal():
             count = self._writer.remove_segments(index)
         if count:
@@ -323,6 +314,15 @@ class Wal:
         if last_term > state.hard_state.term and entries:
             return f"entry {last_index} has term {last_term}, above the hard state's term {state.hard_state.term}"
         return None
+
+
+def _refill_or_close(spare: Spare, new: NewSegment) -> None:
+    """Make the spare; if that fails, let go of the segment that was to be written."""
+    try:
+        spare.refill()
+    except BaseException:
+        new.file.close()
+        raise
 
 
 def _check_segment_size(segment_size_bytes: int) -> None:

@@ -66,16 +66,6 @@ def read_log(files: Files, directory: Path, metadata: Metadata, sink: EntrySink)
     return result
 
 
-def read_metadata(files: Files, directory: Path) -> Metadata:
-    """Whose log this is, from its newest segment's header; raises as `read_log`."""
-    paths, _ = _list_segments(files, directory)
-    file = files.open(paths[-1], writable=False)
-    try:
-        return read_header(ChunkedSource(file))[0].metadata
-    finally:
-        file.close()
-
-
 @dataclass(slots=True)
 class _OpenedHeader:
     path: Path

@@ -238,9 +238,7 @@ class Store:
 
     # --- writing, for the Applier --------------------------------------------------------------------------------------------------------
 
-    def bootstrap(
-        self, cluster_id: ClusterId, members: Mapping[NodeId, Member], conf_state: ConfState, *, cluster_token: str = ""
-    ) -> None:
+    def bootstrap(self, cluster_id: ClusterId, members: Mapping[NodeId, Member], conf_state: ConfState, *, cluster_token: str = "") -> None:
         """Give a new store its cluster: the state before the first entry.
 
         Raises:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import click
 
@@ -65,11 +65,17 @@ def client_config(settings: Settings, endpoints: tuple[str, ...]) -> ClientConfi
 
 def write(data: bytes) -> None:
     """Bytes to stdout, now: a failure must be this command's failure, not the interpreter's at exit."""
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    _write_all(sys.stdout.buffer, data)
 
 
 def write_error(data: bytes) -> None:
     """Bytes to stderr, now."""
-    sys.stderr.buffer.write(data)
-    sys.stderr.buffer.flush()
+    _write_all(sys.stderr.buffer, data)
+
+
+def _write_all(stream: BinaryIO, data: bytes) -> None:
+    """Under PYTHONUNBUFFERED the stream is the bare file, which may take only a part of a large output at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[stream.write(view) :]
+    stream.flush()

@@ -192,7 +192,7 @@ def _unknown(name: str) -> UsageError:
 
     close = difflib.get_close_matches(name, [flag.name for flag in FLAGS if flag.treatment is Treatment.USED], n=1)
     hint = f"; did you mean --{close[0]}?" if close else ""
-    return UsageError(f"flag provided but not defined: -{name}{hint} (kvserver --help lists them)")
+    return UsageError(f"flag provided but not defined: -{name}{hint}")
 
 
 def _build(values: dict[str, Any]) -> ServerConfig:

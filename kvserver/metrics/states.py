@@ -42,7 +42,6 @@ class LogWindowState:
     entries: int = 0
     bytes: int = 0
     memory_first_index: Index = _FIRST
-    memory_last_index: Index = Index(0)
     memory_last_index: Index = _NONE
     wal_first_index: Index = _FIRST
     wal_bytes: int = 0

@@ -97,13 +97,13 @@ async def _restart(config: ServerConfig, directory: DataDirectory, store: Store,
     wal, recovered = Wal.open(
         directory.wal, metadata, loader, applied_index=store.applied_index, segment_size_bytes=config.wal_segment_bytes
     )
-    if store.is_empty:
-        _bootstrap_again(config, directory, store, metadata, recovered)
     if recovered.repaired is not None:
         log.warning("repaired the end of the WAL", what=recovered.repaired)
-    marker = recovered.marker
-    if marker is not None and marker.index > store.applied_index:
-        await _finish_install(directory, store, marker.index, log)
+    try:
+        await _complete_store(config, directory, store, metadata, recovered, log)
+    except BaseException:
+        wal.close()
+        raise
     for leftover in list_received(directory.snap):
         leftover.path.unlink()  # what the marker named is installed by now; the rest never got a marker
     window = loader.finish(recovered, recovered.hard_state, store.conf_state, lambda: (store.durable_index, store.conf_state))
@@ -123,6 +123,17 @@ async def _restart(config: ServerConfig, directory: DataDirectory, store: Store,
         window=window,
         hard_state=recovered.hard_state,
     )
+
+
+async def _complete_store(
+    config: ServerConfig, directory: DataDirectory, store: Store, metadata: Metadata, recovered: Recovered, log: Logger
+) -> None:
+    """Bring the store to where the WAL says it was: begin it again, or finish an install."""
+    marker = recovered.marker
+    if marker is not None and marker.index > store.applied_index and not store.is_empty:
+        await _finish_install(directory, store, marker.index, log)
+    elif store.is_empty:
+        _bootstrap_again(config, directory, store, metadata, recovered)
 
 
 def _bootstrap_again(config: ServerConfig, directory: DataDirectory, store: Store, metadata: Metadata, recovered: Recovered) -> None:

@@ -155,6 +155,7 @@ class Node:
             KvError: the directory, the store, the WAL or the peer address can't be used; the text says why.
         """
         directory = open_data_directory(config.data_dir, config.wal_dir)
+        store: Store | None = None
         try:
             limits = WindowLimits(
                 max_entries=config.log_window.max_entries, max_bytes=config.log_window.max_bytes, grace_s=config.log_window.peer_grace_s
@@ -172,6 +173,8 @@ class Node:
             node = cls(config, directory, store, hooks, origin, metrics=metrics, log=log)
             await node._run()
         except BaseException:
+            if store is not None:
+                await store.close(commit=False)
             directory.close()
             raise
         return node

@@ -4,12 +4,12 @@ One frame (all numbers unsigned, big-endian):
 
     offset size field
     0      4    length        bytes behind this header: meta + data; at most the connection's bound
-    4      1    type          FrameType
-    5      1    flags         0 in protocol version 1
-    6      2    reserved      0 in protocol version 1
-    8      4    meta_length   bytes of meta, at most length
-    12     4    meta_crc      CRC32C over header bytes 0..11 and meta
-    16     4    data_crc      CRC32C over data; 0 if there is none
+    4      4    meta_crc      CRC32C over bytes 8..19 and meta, seeded with length
+    8      4    data_crc      CRC32C over data; 0 if there is none
+    12     1    type          FrameType
+    13     1    flags         0 in protocol version 1
+    14     2    reserved      0 in protocol version 1
+    16     4    meta_length   bytes of meta, at most length
     20     m    meta          a protobuf envelope, or 8 raw bytes (ping, pong)
     20+m   d    data          raw bytes: the entries' data of a raft message, or a snapshot chunk
 
@@ -20,8 +20,8 @@ Rules
 - A frame's data is a view of the receive buffer: valid until the decoder is asked for the next frame.
 - Nothing is skipped or resynchronised: the first malformed byte raises FrameError, and the connection is over.
 
-Invariants: an undecoded rest stands at the front of the buffer; the buffer never grows: a frame larger than it gets memory of its own,
-which is dropped with the frame.
+Invariants: an undecoded rest stands at the front of the buffer; the buffer never grows: a larger frame gets memory of its own, of which at
+most `MAX_SPARE_BUFFER_BYTES` are kept for the next one.
 
 Source: durability.md's lesson that a length must be bounded before use; google-crc32c takes read-only bytes only, hence checking in slices.
 Caveat: HTTP's `GET ` read as a length is above a gigabyte, so no frame within the bound can look like HTTP (`MAX_FRAME_BOUND_BYTES`).
@@ -44,9 +44,13 @@ MAX_FRAME_BOUND_BYTES: Final = 1 << 30
 
 RECEIVE_BUFFER_BYTES: Final = 64 * 1024
 
-_HEADER: Final = struct.Struct(">IBBHIII")
-_CHECKED_HEADER: Final = struct.Struct(">IBBHI")
-_CHECKSUMS: Final = struct.Struct(">II")
+MAX_SPARE_BUFFER_BYTES: Final = 2 * 1024 * 1024
+"""Memory for frames up to this size is kept from one to the next; for larger ones it comes and goes with the frame."""
+
+_HEADER: Final = struct.Struct(">IIIBBHI")
+_LENGTH_AND_CRC: Final = struct.Struct(">II")
+_CHECKED: Final = struct.Struct(">IBBHI")
+"""The part of the header that meta_crc covers."""
 
 
 class FrameType(IntEnum):
@@ -74,8 +78,9 @@ def encode_frame(frame_type: FrameType, meta: bytes, data: Sequence[bytes] = ())
     for piece in data:
         data_crc = google_crc32c.extend(data_crc, piece)
         data_length += len(piece)
-    checked = _CHECKED_HEADER.pack(len(meta) + data_length, frame_type, 0, 0, len(meta))
-    head = checked + _CHECKSUMS.pack(google_crc32c.value(checked + meta), data_crc) + meta
+    length = len(meta) + data_length
+    checked = _CHECKED.pack(data_crc, frame_type, 0, 0, len(meta)) + meta
+    head = _LENGTH_AND_CRC.pack(length, google_crc32c.extend(length, checked)) + checked
     return [head, *data] if data_length else [head]
 
 
@@ -123,7 +128,7 @@ class FrameDecoder:
     (after the hello).
     """
 
-    __slots__ = ("_buffer", "_end", "_large", "_large_filled", "_start", "max_frame_size_bytes")
+    __slots__ = ("_buffer", "_end", "_large", "_large_filled", "_spare", "_start", "max_frame_size_bytes")
 
     def __init__(self, max_frame_size_bytes: int) -> None:
         assert 0 < max_frame_size_bytes <= MAX_FRAME_BOUND_BYTES
@@ -132,6 +137,7 @@ class FrameDecoder:
         self._start = 0
         self._end = 0
         self._large: memoryview | None = None
+        self._spare = memoryview(b"")
         self._large_filled = 0
 
     def get_buffer(self) -> memoryview:
@@ -150,22 +156,24 @@ class FrameDecoder:
             self._large_filled += count
             if self._large_filled == len(self._large):
                 whole, self._large, self._large_filled = self._large, None, 0
-                yield self._frame(whole)
+                yield self._frame(whole, *_HEADER.unpack_from(whole))
             return
         self._end += count
+        buffer = self._buffer
         while self._end - self._start >= HEADER_SIZE_BYTES:
-            size = self._checked_size(self._buffer[self._start : self._start + HEADER_SIZE_BYTES])
-            if self._end - self._start < size:
-                self._make_room(size)
-                return
             start = self._start
-            self._start += size
-            yield self._frame(self._buffer[start : start + size])
+            header = _HEADER.unpack_from(buffer, start)
+            self._check_header(*header)
+            size_bytes = HEADER_SIZE_BYTES + header[0]
+            if self._end - start < size_bytes:
+                self._make_room(size_bytes)
+                return
+            self._start = start + size_bytes
+            yield self._frame(buffer[start : start + size_bytes], *header)
         self._make_room(HEADER_SIZE_BYTES)
 
-    def _checked_size(self, header: memoryview) -> int:
-        """The whole size of the frame with this header; raises FrameError before anything of that size is allocated."""
-        length, frame_type, flags, reserved, meta_length, _, _ = _HEADER.unpack(header)
+    def _check_header(self, length: int, _: int, __: int, frame_type: int, flags: int, reserved: int, meta_length: int) -> None:
+        """Raise FrameError for a header that can't be ours, before anything of the size that it names is allocated."""
         if length > self.max_frame_size_bytes:
             raise FrameError(f"frame of {length} bytes is over the bound of {self.max_frame_size_bytes}")
         if frame_type not in _FRAME_TYPES:
@@ -174,24 +182,23 @@ class FrameDecoder:
             raise FrameError(f"frame with unknown flags {flags:#x}/{reserved:#x}")
         if meta_length > length:
             raise FrameError(f"frame of {length} bytes claims {meta_length} bytes of meta")
-        return HEADER_SIZE_BYTES + int(length)
 
     @staticmethod
-    def _frame(whole: memoryview) -> Frame:
+    def _frame(whole: memoryview, length: int, meta_crc: int, data_crc: int, frame_type: int, _: int, __: int, meta_length: int) -> Frame:
         """A complete frame with its meta verified; raises FrameError."""
-        _, frame_type, _, _, meta_length, meta_crc, data_crc = _HEADER.unpack_from(whole)
-        meta = bytes(whole[HEADER_SIZE_BYTES : HEADER_SIZE_BYTES + meta_length])
-        crc = google_crc32c.extend(google_crc32c.value(bytes(whole[: _CHECKED_HEADER.size])), meta)
+        end = HEADER_SIZE_BYTES + meta_length
+        checked = bytes(whole[_LENGTH_AND_CRC.size : end])
+        crc = google_crc32c.extend(length, checked)
         if crc != meta_crc:
             raise FrameError(f"frame {_FRAME_TYPES[frame_type].name}: meta checksum is {crc:#010x}, {meta_crc:#010x} was promised")
-        return Frame(_FRAME_TYPES[frame_type], meta, whole[HEADER_SIZE_BYTES + meta_length :], data_crc)
+        return Frame(_FRAME_TYPES[frame_type], checked[_CHECKED.size :], whole[end:], data_crc)
 
     def _make_room(self, needed_bytes: int) -> None:
         """Put the undecoded rest where `needed_bytes` have room: at the front of the buffer, or in memory of its own."""
         start, end = self._start, self._end
         rest = end - start
         if needed_bytes > len(self._buffer):
-            self._large = memoryview(bytearray(needed_bytes))
+            self._large = self._large_buffer(needed_bytes)
             self._large[:rest] = self._buffer[start:end]
             self._large_filled = rest
             self._start = self._end = 0
@@ -199,3 +206,12 @@ class FrameDecoder:
         if start:
             self._buffer[:rest] = bytes(self._buffer[start:end])
             self._start, self._end = 0, rest
+
+    def _large_buffer(self, size_bytes: int) -> memoryview:
+        """Memory for a frame larger than the buffer; that of moderate size is kept, as touching fresh pages costs more than copying."""
+        if size_bytes > len(self._spare):
+            fresh = memoryview(bytearray(1 << (size_bytes - 1).bit_length() if size_bytes <= MAX_SPARE_BUFFER_BYTES else size_bytes))
+            if len(fresh) > MAX_SPARE_BUFFER_BYTES:
+                return fresh
+            self._spare = fresh
+        return self._spare[:size_bytes]

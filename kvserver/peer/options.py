@@ -19,10 +19,10 @@ class TransportOptions:
 
     outbox: OutboxLimits = field(default_factory=OutboxLimits)
     max_frame_size_bytes: int = 16 * 1024 * 1024
-    dial_timeout_s: float = 5.0
+    dial_timeout_s: float = 2.0
     hello_timeout_s: float = 5.0
     ping_interval_s: float = 1.0
-    ping_timeout_s: float = 5.0
+    ping_timeout_s: float = 3.0
     backoff_min_s: float = 0.05
     backoff_max_s: float = 1.0
     stop_timeout_s: float = 1.0

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutFrame:
-    """An encoded frame: `segments` go to the socket as they are; `size_bytes` is their sum."""
+class OutFrame(NamedTuple):
+    """An encoded frame: `segments` go to the socket as they are; `size_bytes` is their sum. A tuple: built once per message."""
 
     segments: list[bytes]
     size_bytes: int
@@ -29,7 +29,7 @@ class OutFrame:
 
 def out_frame(segments: list[bytes], *, is_urgent: bool) -> OutFrame:
     """The encoded frame `segments` with its size."""
-    return OutFrame(segments=segments, size_bytes=sum(map(len, segments)), is_urgent=is_urgent)
+    return OutFrame(segments, sum(map(len, segments)), is_urgent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,8 +104,6 @@ class SnapshotReceiver:
         except KvError as error:
             await run_to_end(self._executor, lambda: path.unlink(missing_ok=True))
             return str(error) or type(error).__name__
-        metadata = message.snapshot.metadata if message.snapshot is not None else None
-        self._logger.info("received and saved database snapshot", path=str(path), index=0 if metadata is None else metadata.index)
         return ""
 
 

@@ -128,11 +128,6 @@ class SnapshotSender:
         """The transfer's task has ended: tell how."""
         del self._transfers[transfer.to]
         outcome = transfer.outcome or self._failure(transfer, "cancelled" if task.cancelled() else "internal error, see the log")
-        fields = {"peer_id": f"{outcome.to:x}", "sent_bytes": outcome.sent_bytes, "duration_s": round(outcome.duration_s, 3)}
-        if outcome.ok and outcome.metadata is not None:
-            self._logger.info("sent database snapshot", index=outcome.metadata.index, **fields)
-        else:
-            self._logger.warning("failed to send database snapshot", reason=outcome.reason, **fields)
         self._events.on_snapshot_result(outcome)
 
     def _failure(self, transfer: _Transfer, reason: str) -> SnapshotOutcome:

@@ -285,7 +285,11 @@ class Engine:
 
     def _seal(self) -> None:
         self._wanted = False
-        if self._active.count == 0 or self._failure is not None:
+        if self._failure is not None:
+            return
+        if self._active.count == 0:
+            if self._active.mark > self._durable_mark:
+                self._set_durable(self._active.mark)  # entries without any effect: there is nothing to write for them
             return
         self._stop_timer()
         self._pending, self._active = self._active, Layer(len(self._table_names))
@@ -309,7 +313,7 @@ class Engine:
         error = future.exception()
         if error is None:
             self._committed(future.result())
-        elif _is_no_space(error):
+        elif _is_no_space(error, self.path):
             self._out_of_space(error)
         else:
             self._fail(StoreFailedError(self.path, error))
@@ -414,8 +418,9 @@ def _write_layer(env: lmdb.Environment, dbs: Sequence[Any], layer: Layer) -> flo
     return perf_counter() - started
 
 
-def _is_no_space(error: BaseException) -> bool:
+def _is_no_space(error: BaseException, path: Path) -> bool:
+    """Whether a commit failed for want of space. LMDB reports a write that was cut short as EIO, so for that one the disk is asked."""
     if isinstance(error, lmdb.MapFullError):
         return True
-    code = error.code if isinstance(error, lmdb.Error) else getattr(error, "errno", None)
-    return code in (errno.ENOSPC, errno.EDQUOT)
+    code = getattr(error, "code", None) if isinstance(error, lmdb.Error) else getattr(error, "errno", None)
+    return code in files.NO_SPACE_CODES or (code == errno.EIO and files.is_disk_full(path.parent))

@@ -15,7 +15,9 @@ Rules
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +30,9 @@ MAP_FACTOR: Final = 4
 MIN_MAP_BYTES: Final = 64 << 20
 MAX_READERS: Final = 126
 SPARE_TXNS: Final = 8
+
+NO_SPACE_CODES: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_PROBE_BYTES: Final = 1 << 20
 
 
 def open_env(path: Path, *, quota_bytes: int, tables: Sequence[bytes]) -> tuple[lmdb.Environment, list[Any]]:
@@ -96,7 +101,7 @@ def copy_env(env: lmdb.Environment, path: Path) -> None:
             os.close(fd)
     except lmdb.Error as error:
         path.unlink(missing_ok=True)
-        raise OSError(error.code, f"the copy of the store failed: {error}", str(path)) from error
+        raise OSError(getattr(error, "code", errno.EIO), f"the copy of the store failed: {error}", str(path)) from error
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -126,6 +131,17 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def is_disk_full(directory: Path) -> bool:
+    """Whether the file system of `directory` has no room for another mebibyte (for this user); found out by trying."""
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as probe:
+            written = probe.write(bytes(_PROBE_BYTES))
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return error.errno in NO_SPACE_CODES
+    return written < _PROBE_BYTES
 
 
 def _check_length(env: lmdb.Environment, path: Path) -> None:

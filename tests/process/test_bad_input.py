@@ -137,7 +137,7 @@ def test_help_and_version_exit_with_0(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:2379", "http://", "ftp://127.0.0.1:1", "http://127.0.0.1:notaport", "http://127.0.0.1:99999"])
 def test_a_malformed_url_is_refused(tmp_path: Path, url: str) -> None:
-    assert_refused(run_server(f"--listen-client-urls={url}", f"--advertise-client-urls={url}", cwd=tmp_path), 1, "listen-client-urls")
+    assert_refused(run_server(f"--listen-client-urls={url}", f"--advertise-client-urls={url}", cwd=tmp_path), 2, "listen-client-urls")
 
 
 def test_an_initial_cluster_without_the_member_is_refused(tmp_path: Path) -> None:

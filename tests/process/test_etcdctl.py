@@ -88,11 +88,18 @@ def test_get_prefix_limit_sort_and_counts(etcdctl: Etcdctl) -> None:
         "sort/c",
     ]
     assert etcdctl("get", "--prefix", "sort/", "--sort-by=VALUE", "--print-value-only").split() == ["v0", "v1", "v2"]
-    counted = etcdctl.json("get", "--prefix", "sort/", "--count-only")
-    assert counted["count"] == 3
-    assert "kvs" not in counted
     limited = etcdctl.json("get", "--prefix", "sort/", "--limit=1")
     assert (limited["count"], limited["more"]) == (3, True)
+
+
+def test_get_count_only(etcdctl: Etcdctl) -> None:
+    for key in ("a", "b"):
+        etcdctl("put", f"count/{key}", "v")
+    if "--count-only" not in etcdctl("get", "--help"):
+        pytest.skip("this etcdctl has no get --count-only (it came with 3.5); kvctl's is tested in tests/kvserver/cli")
+    counted = etcdctl.json("get", "--prefix", "count/", "--count-only")
+    assert counted["count"] == 2
+    assert "kvs" not in counted
 
 
 def test_get_at_an_old_revision(etcdctl: Etcdctl) -> None:
@@ -148,9 +155,8 @@ def test_endpoint_health_and_status(cluster: ProcessCluster, etcdctl: Etcdctl) -
         assert status["dbSize"] >= status["dbSizeInUse"] > 0
         assert status["raftIndex"] >= status["raftAppliedIndex"] > 0
         assert status["raftTerm"] >= 1
-        assert [int(part) for part in status["version"].split(".")][0] == 3
+        assert status["version"].split(".")[0] == "3"
     table = etcdctl("endpoint", "status", "-w", "table")
-    assert table.count("| true |") >= 0
     assert table.count("127.0.0.1") == 3
 
 

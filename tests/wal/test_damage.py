@@ -306,6 +306,24 @@ def test_value_that_imitates_records_does_not_confuse_the_scan(kit, directory):
     assert recovered.repaired is not None
 
 
+@pytest.mark.parametrize("is_last_batch", [True, False])
+def test_large_torn_value_is_scanned_to_its_end(kit, directory, is_last_batch):
+    """A record of several read-ahead chunks, its middle blank: torn if nothing follows, damage if a later batch does."""
+    wal = Wal.create(directory, kit.METADATA)
+    wal.save(kit.entries(1, 1), kit.state(), sync=True)
+    start = wal.segments()[0].used_bytes
+    wal.save([kit.entry(2, data=b"\xa6WR12345" * 100_000)], None, sync=True)
+    if not is_last_batch:
+        wal.save(kit.entries(3, 3), None, sync=True)
+    kit.overwrite(kit.newest(directory), start // 4096 * 4096 + 400 * 1024, bytes(4096))
+    if is_last_batch:
+        _, recovered, entries = kit.reopen(directory)
+        assert entries == kit.entries(1, 1)
+        assert recovered.repaired is not None
+    else:
+        refused(kit, directory, DamagedError, "records of a later batch follow")
+
+
 def sim(kit, seed=1):
     disk = kit.SimDisk(seed)
     directory = kit.Path("/wal")

@@ -54,6 +54,7 @@ class Known:
         self.used_bytes = wal.segments()[-1].used_bytes
         data = self.data[self.names[-1]]
         self.ends = []
+        self.headers = []
         last_batch = None
         offset = 16
         while offset < self.used_bytes:
@@ -61,6 +62,7 @@ class Known:
             batch = data[offset + 8 : offset + 16]
             if batch != last_batch:
                 last_batch, self.last_batch_start = batch, offset
+            self.headers.append((offset, self.last_batch_start))
             offset += 32 + length + (-length % 8)
             self.ends.append(offset)
         assert offset == self.used_bytes
@@ -163,6 +165,35 @@ def test_no_bit_flip_in_the_last_batch_passes_for_a_torn_tail_here(known):
     """These values hold no zeros, so even in the last batch a flip is told from a torn write."""
     bits = random.Random(7).sample(range(known.last_batch_start * 8, known.used_bytes * 8), 1_500)
     assert {judge_flip(known, known.names[-1], bit) for bit in bits} == {"refused"}
+
+
+def mutate(rng, data):
+    """Overwrite, blank, move or copy up to three stretches."""
+    damaged = bytearray(data)
+    for _ in range(rng.randrange(1, 4)):
+        length = rng.choice([1, 4, 8, 64, 512, 1024])
+        start = rng.randrange(len(damaged))
+        start -= start % rng.choice([1, 8, 512])
+        source = rng.randrange(len(damaged))
+        source -= source % 8
+        replacement = rng.choice([bytes(length), rng.randbytes(length), bytes(damaged[source : source + length])])
+        damaged[start : start + len(replacement)] = replacement
+    return bytes(damaged)
+
+
+def test_any_mutation_is_refused_or_loses_only_the_last_batch_with_a_header(known):
+    """Batches whose every header was wiped out are not there for any reader."""
+    for name in known.names:
+        rng = random.Random(name)
+        for case in range(700):
+            damaged = mutate(rng, known.data[name])
+            result = known.verdict(name, damaged)
+            if name != known.names[-1]:
+                assert result in ("refused", "exact"), case
+            elif isinstance(result, int):
+                first_lost, _ = known.headers[result]
+                later = [offset for offset, batch_start in known.headers if batch_start > first_lost]
+                assert all(damaged[offset : offset + 32] != known.data[name][offset : offset + 32] for offset in later), case
 
 
 @pytest.mark.slow

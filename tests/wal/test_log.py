@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
+import tracemalloc
 
 import pytest
 
@@ -16,6 +17,7 @@ from wal import (
     WalClosedError,
     WalExistsError,
     WalMissingError,
+    read_metadata,
 )
 
 
@@ -158,6 +160,14 @@ def test_marker_below_the_last_index_drops_the_old_tail(kit, directory, wal):
     assert (recovered.first_index, recovered.last_index, recovered.last_term) == (21, 20, 2)
 
 
+def test_marker_lets_go_of_the_segments_of_a_longer_old_log(kit, wal):
+    wal.save(kit.entries(1, 60, size=200), kit.state(commit=10), sync=True)
+    assert len(wal.segments()) > 3
+    wal.save_marker(Marker(Index(20), Term(2)), kit.state(term=2, commit=20))
+    wal.release(Index(20))
+    assert len(wal.segments()) == 1
+
+
 def test_release_removes_whole_segments_and_keeps_state_and_marker(kit, directory, wal):
     wal.save_marker(Marker(Index(10), Term(1)), kit.state(term=3, vote=7, commit=10))
     for index in range(11, 111):
@@ -187,10 +197,13 @@ def test_release_never_removes_the_newest_segment_nor_a_needed_one(kit, wal):
     assert wal.last_index == 60
 
 
-def test_release_beyond_the_commit_index_is_refused(kit, wal):
+def test_release_stops_at_the_saved_commit_index(kit, directory, wal):
     wal.save(kit.entries(1, 60, size=200), kit.state(commit=30), sync=True)
-    with pytest.raises(IllegalSaveError, match="beyond the commit index 30"):
-        wal.release(Index(31))
+    wal.release(Index(60))
+    assert 20 < wal.first_index <= 31
+    wal.save([], kit.state(commit=60), sync=False)
+    assert wal.release(Index(60)) > 0
+    assert len(wal.segments()) == 1
 
 
 def test_release_keeps_the_segments_that_a_later_overwrite_needs(kit, directory, wal):
@@ -301,10 +314,10 @@ def test_open_of_nothing_is_a_clear_error(kit, directory):
 
 def test_metadata_is_read_without_opening(kit, directory, wal):
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
-    assert Wal.read_metadata(directory) == kit.METADATA
+    assert read_metadata(directory) == kit.METADATA
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
     with pytest.raises(WalMissingError):
-        Wal.read_metadata(directory.with_name("absent"))
+        read_metadata(directory.with_name("absent"))
 
 
 def test_closed_log_refuses_every_call(kit, wal):
@@ -372,3 +385,35 @@ def test_spare_of_another_size_is_made_anew(kit, directory, wal):
     wal, _, _ = kit.reopen(directory, segment_size_bytes=8192)
     wal.close()
     assert (directory / "spare").stat().st_size == 8192
+
+
+def test_large_entry_is_saved_without_a_copy(kit, directory):
+    wal = Wal.create(directory, kit.METADATA)
+    wal.save([], kit.state(), sync=True)
+    data = bytes(range(256)) * 4096
+    tracemalloc.start()
+    try:
+        wal.save([kit.entry(1, data=data)], None, sync=True)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    wal.close()
+    assert peak_bytes < 64 * 1024
+
+
+def test_reading_holds_one_chunk_and_one_record(kit, directory):
+    wal = Wal.create(directory, kit.METADATA)
+    wal.save([], kit.state(), sync=True)
+    for index in range(1, 41):
+        wal.save([kit.entry(index, data=bytes([index]) * 200_000)], None, sync=False)
+    wal.close()
+    seen = []
+    tracemalloc.start()
+    try:
+        wal, _ = Wal.open(directory, kit.METADATA, lambda entry: seen.append(len(entry.data)), applied_index=Index(0))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    wal.close()
+    assert seen == [200_000] * 40
+    assert peak_bytes < 1_500_000

@@ -38,9 +38,7 @@ class Machine:
         self.applier = Applier(self.store)
         if self.store.is_empty:
             one = NodeId(1)
-            self.store.bootstrap(
-                ClusterId(77), {one: Member(id=one, peer_urls=("http://127.0.0.1:2380",))}, ConfState(voters=(one,))
-            )
+            self.store.bootstrap(ClusterId(77), {one: Member(id=one, peer_urls=("http://127.0.0.1:2380",))}, ConfState(voters=(one,)))
 
     def encode(self, request: PbMessage) -> bytes:
         return commands.encode(KINDS[type(request)], ProposalId(NodeId(1), 5, self.store.applied_index + 1), request.SerializeToString())

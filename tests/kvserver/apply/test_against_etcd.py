@@ -117,7 +117,21 @@ class Requests:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         long = bytes(range(256)) * 2
-        self.keys = [b"\x00", b"\x00\x00", b"\xff", b"\xff\xff", b"a", b"a\x00", b"aa", b"b", b"ba", b"c", b"k" * 480, b"k" * 481, b"k" * 479]
+        self.keys = [
+            b"\x00",
+            b"\x00\x00",
+            b"\xff",
+            b"\xff\xff",
+            b"a",
+            b"a\x00",
+            b"aa",
+            b"b",
+            b"ba",
+            b"c",
+            b"k" * 480,
+            b"k" * 481,
+            b"k" * 479,
+        ]
         self.keys += [long[:480], long[:481], long + b"x", long * 2, long * 2 + b"y", long + b"z" * 1000, long[:500]]
         self.revision = 1
 
@@ -137,7 +151,9 @@ class Requests:
         return self.random.random() < chance
 
     def some_revision(self) -> int:
-        return self.random.choice([0, 0, 0, self.revision, self.revision - 1, self.revision - self.random.randrange(30), self.revision + 1, -1])
+        return self.random.choice(
+            [0, 0, 0, self.revision, self.revision - 1, self.revision - self.random.randrange(30), self.revision + 1, -1]
+        )
 
     def put(self) -> PutRequest:
         request = PutRequest(key=self.key(), value=self.random.randbytes(self.random.randrange(40)), prev_kv=self.flag())
@@ -155,7 +171,9 @@ class Requests:
 
     def range(self) -> RangeRequest:
         key = self.key()
-        request = RangeRequest(key=key, range_end=self.range_end(key), revision=self.some_revision(), limit=self.random.choice([0, 0, 1, 3]))
+        request = RangeRequest(
+            key=key, range_end=self.range_end(key), revision=self.some_revision(), limit=self.random.choice([0, 0, 1, 3])
+        )
         request.keys_only, request.count_only = self.flag(), self.flag()
         request.sort_order = self.random.choice([RangeRequest.NONE, RangeRequest.ASCEND, RangeRequest.DESCEND])
         if self.flag(0.3):
@@ -205,7 +223,9 @@ class Requests:
         return RequestOp()
 
     def compaction(self) -> CompactionRequest:
-        return CompactionRequest(revision=self.random.choice([0, self.revision - self.random.randrange(10), self.revision + 1]), physical=True)
+        return CompactionRequest(
+            revision=self.random.choice([0, self.revision - self.random.randrange(10), self.revision + 1]), physical=True
+        )
 
     def hash(self) -> HashKVRequest:
         return HashKVRequest(revision=self.some_revision())

@@ -86,6 +86,12 @@ def free_port() -> int:
     raise AssertionError("no free port")
 
 
+@pytest.fixture
+def unused_endpoint() -> str:
+    """An address where nobody listens."""
+    return f"127.0.0.1:{free_port()}"
+
+
 def start_etcd(directory: Path) -> Iterator[Etcd]:
     """Start etcd and wait for its own word that it serves; stopped and reaped when the generator ends."""
     if shutil.which("etcd") is None or shutil.which("etcdctl") is None:

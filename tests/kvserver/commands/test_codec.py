@@ -29,7 +29,12 @@ def test_what_was_encoded_is_decoded(kind: CommandKind, member: int, incarnation
 
 
 def test_layout_is_the_documented_one() -> None:
-    assert encode(CommandKind.TXN, ProposalId(NodeId(1), 2, 3), b"xy").hex() == "01" "03" + "0000000000000001" "0000000000000002" "0000000000000003" + "7879"
+    assert (
+        encode(CommandKind.TXN, ProposalId(NodeId(1), 2, 3), b"xy").hex() == "01"
+        "03" + "0000000000000001"
+        "0000000000000002"
+        "0000000000000003" + "7879"
+    )
 
 
 def test_numbers_of_kinds_never_change() -> None:

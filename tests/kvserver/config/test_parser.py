@@ -119,10 +119,10 @@ def test_advertised_peer_urls_must_match_the_initial_cluster_on_the_first_start_
 
 def test_environment_sets_flags() -> None:
     config = config_of(
-        ETCD_NAME="a", ETCD_DATA_DIR="/data", ETCD_PRE_VOTE="false", ETCD_LOG_WINDOW_ENTRIES="10", PATH="/bin", ETCD_WAL_DIR=""
+        ETCD_NAME="a", ETCD_DATA_DIR="/data", ETCD_PRE_VOTE="false", ETCD_LOG_WINDOW_ENTRIES="10", PATH="/bin", ETCD_ELECTION_TIMEOUT=""
     )
     assert (config.name, config.data_dir, config.pre_vote, config.log_window.max_entries) == ("a", Path("/data"), False, 10)
-    assert config.dedicated_wal_dir is None
+    assert config.election_timeout_ms == 1000
 
 
 def test_the_same_flag_in_the_environment_and_on_the_command_line_is_fatal() -> None:

@@ -15,6 +15,7 @@ from raft.types import Index
 class FakeSink:
     def __init__(self) -> None:
         self.contexts: list[bytes] = []
+        self.asked_thrice = asyncio.Event()
         self.leader = True
         self.applied: dict[int, asyncio.Future[None]] = {}
 
@@ -23,6 +24,8 @@ class FakeSink:
 
     def request_read_index(self, context: bytes) -> None:
         self.contexts.append(context)
+        if len(self.contexts) == 3:
+            self.asked_thrice.set()
 
     def wait_applied(self, index: Index) -> asyncio.Future[None]:
         return self.applied.setdefault(index, asyncio.get_running_loop().create_future())
@@ -79,8 +82,7 @@ async def test_an_unanswered_round_is_sent_again_and_either_answer_counts(monkey
     reads = make(sink)
     task = begin(reads)
     async with asyncio.timeout(5):
-        while len(sink.contexts) < 3:
-            await asyncio.sleep(0)
+        await sink.asked_thrice.wait()
     assert len(set(sink.contexts)) == len(sink.contexts)
     sink.wait_applied(Index(1)).set_result(None)
     reads.resolve(sink.contexts[0], Index(1))

@@ -20,9 +20,10 @@ from raft.messages import Message
 from raft.types import ConfState, Index, SnapshotMetadata, Term
 
 CLUSTER = ClusterId(0xC1)
+METADATA = SnapshotMetadata(index=Index(50), term=Term(2), conf_state=ConfState(voters=(NodeId(1), NodeId(2))))
 FAST = TransportOptions(
-    dial_timeout_s=2,
-    hello_timeout_s=2,
+    dial_timeout_s=1,
+    hello_timeout_s=1,
     ping_interval_s=0.05,
     ping_timeout_s=2,
     backoff_min_s=0.005,
@@ -124,7 +125,7 @@ class Member:
     url: str
     directory: Path
     content: list[bytes] = field(default_factory=lambda: [b"store"])
-    metadata: SnapshotMetadata = SnapshotMetadata(index=Index(50), term=Term(2), conf_state=ConfState(voters=(NodeId(1), NodeId(2))))
+    metadata: SnapshotMetadata = METADATA
     copies_made: int = 0
 
     def make_copy(self, path: Path) -> SnapshotMetadata:
@@ -176,7 +177,9 @@ async def start_member(tmp_path: Path, executor: ThreadPoolExecutor) -> AsyncIte
             executor=executor,
             options=snapshots or SnapshotOptions(),
         )
-        identity = Identity(cluster_id=ClusterId(cluster_id), member_id=NodeId(member_id), server_version="0.1.0", incarnation=len(started) + 1)
+        identity = Identity(
+            cluster_id=ClusterId(cluster_id), member_id=NodeId(member_id), server_version="0.1.0", incarnation=len(started) + 1
+        )
         transport = Transport(identity, handler, snapshots=parts, logger=Logger(log), random=random.Random(member_id), options=options)
         (url,) = await transport.start([listen])
         member = Member(id=NodeId(member_id), transport=transport, handler=handler, log=log, url=url, directory=directory)

@@ -68,7 +68,7 @@ def normal(message: Message) -> Message:
     return replace(message, entries=list(message.entries))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(message=messages.filter(lambda each: each.type is not MessageType.SNAP), floor=numbers)
 def test_every_message_survives_the_wire(message, floor):
     got, got_floor = decode(encode_message(message, floor).segments)
@@ -159,7 +159,7 @@ def test_unreadable_envelope_is_refused():
         decode(encode_frame(FrameType.RAFT_MESSAGE, b"\xff\xff\xff\xff"))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(meta=st.binary(max_size=120), data=st.binary(max_size=60))
 def test_arbitrary_envelopes_give_a_message_or_a_frame_error(meta, data):
     try:

@@ -106,8 +106,9 @@ async def test_connections_are_bounded(start_member):
     for _, writer in held:
         writer.close()
         await writer.wait_closed()
-    while not await talk(two.url, b"GET /version HTTP/1.1\r\n\r\n", hang_up=False):
-        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while not await talk(two.url, b"GET /version HTTP/1.1\r\n\r\n", hang_up=False):
+            continue
 
 
 @pytest.mark.parametrize("base", [HELLO, HELLO + MESSAGE * 3, SNAPSHOT_HELLO + MESSAGE], ids=["hello", "messages", "snapshot"])

@@ -13,7 +13,7 @@ LIMITS = OutboxLimits(bulk_size_bytes=100, bulk_frames=6, urgent_size_bytes=40, 
 operations = st.lists(st.one_of(st.none(), st.tuples(st.booleans(), st.integers(1, 120))), max_size=60)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(operations=operations)
 def test_lanes_behave_as_two_bounded_queues(operations):
     outbox, model = Outbox(LIMITS), {True: [], False: []}

@@ -65,8 +65,6 @@ async def test_a_snapshot_arrives_and_is_handed_over_with_the_copys_metadata(sta
     assert one.handler.started == [(2, one.metadata)]
     assert files_of(one) == []
     assert files_of(two) == [path.name]
-    assert one.log.count("sent database snapshot") == 1
-    assert two.log.count("received and saved database snapshot") == 1
 
 
 @pytest.mark.parametrize("size", [1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 3 * 16 * 1024])
@@ -111,7 +109,7 @@ async def test_messages_pass_while_a_snapshot_is_under_way(start_member, connect
 
 
 async def test_progress_is_shown_and_never_moves_back(start_member, connect):
-    one, two, _ = await pair(start_member, connect, options=SnapshotOptions(chunk_size_bytes=16 * 1024, rate_limit_bytes_per_s=3_000_000))
+    one, _, _ = await pair(start_member, connect, options=SnapshotOptions(chunk_size_bytes=16 * 1024, rate_limit_bytes_per_s=3_000_000))
     one.content = [os.urandom(320_000)]
     one.transport.send_snapshot(ask(1, 2))
     seen = []
@@ -302,7 +300,7 @@ async def test_a_stalled_network_fails_the_transfer(start_member, connect, start
 
 
 async def test_a_long_sync_at_the_receiver_is_not_a_stall(start_member, connect, monkeypatch):
-    one, two, _ = await pair(start_member, connect, options=HASTY)
+    one, _, _ = await pair(start_member, connect, options=HASTY)
     release, finish = threading.Event(), IncomingFile.finish
 
     def slow(self):

@@ -215,6 +215,28 @@ async def test_a_client_that_does_not_finish_its_first_request_is_cut(site: Site
     assert await site.raw(b"GET / HT") == b""
 
 
+@pytest.mark.parametrize("limits", [HttpLimits(first_request_timeout_s=0.05)])
+async def test_an_answer_may_take_longer_than_a_request(site: Site) -> None:
+    site.probes.gate = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.2, site.probes.gate.set)
+    assert (await site.request("/health")).status == 200
+
+
+@pytest.mark.parametrize("limits", [HttpLimits(max_head_bytes=300)])
+async def test_a_body_does_not_count_as_head(site: Site) -> None:
+    site.probes.gate = asyncio.Event()
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.url.port)
+    writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 290\r\n\r\n")
+    await site.probes.reached.wait()
+    writer.write(b"b" * 290)
+    asyncio.get_running_loop().call_later(0.05, site.probes.gate.set)
+    await reader.readuntil(b'"reason":""}')
+    writer.write(b"GET /version HTTP/1.1\r\n")
+    asyncio.get_running_loop().call_later(0.05, writer.write, b"host: x\r\nconnection: close\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
 @pytest.mark.parametrize("limits", [HttpLimits(next_request_timeout_s=0.05)])
 async def test_a_client_that_stays_idle_is_cut(site: Site) -> None:
     answer = await site.raw(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\nGET")
@@ -253,8 +275,7 @@ async def test_stopping_waits_for_requests_within_the_grace(site: Site) -> None:
     request = asyncio.ensure_future(site.request("/health"))
     await site.probes.reached.wait()
     stopping = asyncio.ensure_future(site.server.stop(5))
-    await asyncio.sleep(0)
-    site.probes.gate.set()
+    asyncio.get_running_loop().call_later(0.05, site.probes.gate.set)
     assert (await request).status == 200
     await asyncio.wait_for(stopping, 5)
 

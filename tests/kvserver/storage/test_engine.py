@@ -42,7 +42,7 @@ async def test_batch_is_committed_after_the_interval_and_its_mark_is_told(open_e
     assert engine.buffered_bytes == 0
 
 
-@pytest.mark.parametrize("config", [{"commit_count": 3}, {"commit_bytes": 700}])
+@pytest.mark.parametrize("config", [{"commit_count": 3}, {"commit_bytes": 690}])
 async def test_batch_is_committed_at_once_by_count_or_bytes(open_engine: OpenEngine, config: dict[str, int]) -> None:
     engine = open_engine(interval_s=60, **config)
     for mark in (1, 2, 3):
@@ -110,7 +110,7 @@ async def test_full_map_keeps_the_batch_and_recovers_by_itself(open_engine: Open
     told: asyncio.Queue[StorageNoSpaceError | None] = asyncio.Queue()
     engine = open_engine(hooks=EngineHooks(on_no_space=told.put_nowait), interval_s=60, retry_s=0.01)
     real = engine_module._write_layer
-    monkeypatch.setattr(engine_module, "_write_layer", _failing(lmdb.MapFullError("mdb_put", 0)))
+    monkeypatch.setattr(engine_module, "_write_layer", _failing(lmdb.MapFullError("mdb_put")))
     write(engine, 1)
     engine.request_commit()
     error = await told.get()
@@ -141,24 +141,41 @@ def _failing(error: Exception) -> Callable[..., float]:
     return fail
 
 
+def lmdb_error(kind: type[lmdb.Error], code: int) -> lmdb.Error:
+    error = kind("mdb_txn_commit")
+    error.code = code  # type: ignore[misc]
+    return error
+
+
 @pytest.mark.parametrize(
-    ("error", "space"),
+    ("error", "disk_full", "no_space"),
     [
-        (lmdb.MapFullError("mdb_put", 0), True),
-        (lmdb.DiskError("mdb_txn_commit", errno.ENOSPC), True),
-        (OSError(errno.ENOSPC, "full"), True),
-        (lmdb.Error("mdb_txn_commit", errno.EIO), False),
-        (OSError(errno.EIO, "io"), False),
+        (lmdb.MapFullError("mdb_put"), False, True),
+        (lmdb_error(lmdb.Error, errno.ENOSPC), False, True),
+        (lmdb_error(lmdb.Error, errno.EDQUOT), False, True),
+        (OSError(errno.ENOSPC, "full"), False, True),
+        (lmdb_error(lmdb.Error, errno.EIO), True, True),
+        (lmdb_error(lmdb.Error, errno.EIO), False, False),
+        (lmdb_error(lmdb.PanicError, -30795), True, False),
+        (ValueError("a bug"), True, False),
     ],
 )
-def test_only_full_disks_and_maps_are_no_space(error: Exception, space: bool) -> None:
-    assert engine_module._is_no_space(error) is space
+def test_only_full_disks_and_maps_are_no_space(
+    error: Exception, disk_full: bool, no_space: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module.files, "is_disk_full", lambda directory: disk_full)
+    assert engine_module._is_no_space(error, tmp_path / "db") is no_space
+
+
+def test_disk_with_room_is_not_full(tmp_path: Path) -> None:
+    assert engine_module.files.is_disk_full(tmp_path) is False
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_failed_commit_is_fatal_for_everybody_who_waits(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     fatal: list[FatalError] = []
     engine = open_engine(hooks=EngineHooks(on_fatal=fatal.append), interval_s=60)
-    monkeypatch.setattr(engine_module, "_write_layer", _failing(lmdb.Error("mdb_txn_commit", errno.EIO)))
+    monkeypatch.setattr(engine_module, "_write_layer", _failing(lmdb_error(lmdb.Error, errno.EIO)))
     write(engine, 1)
     waiting = asyncio.create_task(engine.wait_durable(1))
     await asyncio.sleep(0)

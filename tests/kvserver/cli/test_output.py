@@ -1,0 +1,142 @@
+"""Exact output of the formats; the tables are copies of etcdctl 3.4.23's screen."""
+
+# ruff: noqa: E501  (tables as wide as they are)
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvserver.cli.errors import CliError, ExitCode
+from kvserver.cli.output import (
+    EndpointHash,
+    EndpointHealth,
+    EndpointStatus,
+    endpoint_printer,
+    key_value_printer,
+    member_printer,
+)
+from kvserver.cli.output.json import JsonPrinter, dump
+from kvserver.cli.output.simple import SimplePrinter
+from kvserver.cli.output.table import TablePrinter, render, wrap
+from kvserver.cli.settings import FORMATS, resolve
+from kvserver.pb import kv_pb2
+from kvserver.pb import rpc_pb2 as pb
+
+ALARM = "memberID:3544609687393156342 alarm:NOSPACE "
+STATUS = EndpointStatus(
+    endpoint="127.0.0.1:12389",
+    status=pb.StatusResponse(
+        header=pb.ResponseHeader(member_id=0x3130FBBB047A3CF6, raft_term=2),
+        version="3.4.23",
+        dbSize=20480,
+        leader=0x3130FBBB047A3CF6,
+        raftIndex=7,
+        raftTerm=2,
+        raftAppliedIndex=7,
+        errors=[ALARM],
+    ),
+)
+
+
+def test_status_table_breaks_long_errors_like_etcdctl() -> None:
+    assert TablePrinter().status([STATUS]).decode() == (
+        "+-----------------+------------------+---------+---------+-----------+------------+-----------+------------+--------------------+--------------------------------+\n"
+        "|    ENDPOINT     |        ID        | VERSION | DB SIZE | IS LEADER | IS LEARNER | RAFT TERM | RAFT INDEX | RAFT APPLIED INDEX |             ERRORS             |\n"
+        "+-----------------+------------------+---------+---------+-----------+------------+-----------+------------+--------------------+--------------------------------+\n"
+        "| 127.0.0.1:12389 | 3130fbbb047a3cf6 |  3.4.23 |   20 kB |      true |      false |         2 |          7 |                  7 |   memberID:3544609687393156342 |\n"
+        "|                 |                  |         |         |           |            |           |            |                    |                 alarm:NOSPACE  |\n"
+        "+-----------------+------------------+---------+---------+-----------+------------+-----------+------------+--------------------+--------------------------------+\n"
+    )
+
+
+def test_tables_of_health_and_hash() -> None:
+    health = TablePrinter().health([EndpointHealth(endpoint="127.0.0.1:9", took_ns=5_000_386_326, error="context deadline exceeded")])
+    assert health.stdout.decode() == (
+        "+-------------+--------+--------------+---------------------------+\n"
+        "|  ENDPOINT   | HEALTH |     TOOK     |           ERROR           |\n"
+        "+-------------+--------+--------------+---------------------------+\n"
+        "| 127.0.0.1:9 |  false | 5.000386326s | context deadline exceeded |\n"
+        "+-------------+--------+--------------+---------------------------+\n"
+    )
+    assert health.stderr == b""
+    assert TablePrinter().hash_kv([]).decode() == ("+----------+------+\n| ENDPOINT | HASH |\n+----------+------+\n+----------+------+\n")
+
+
+def test_a_long_word_widens_its_column() -> None:
+    urls = "http://10.0.0.1:2380,http://10.0.0.2:2380,http://10.0.0.3:2380"
+    lines = render(("a",), [(urls,), ("x",)]).decode().splitlines()
+    assert lines[3] == f"| {urls} |"
+    assert {len(line) for line in lines} == {len(urls) + 4}
+
+
+@given(st.lists(st.text(st.characters(categories=("L", "N")), max_size=12), min_size=1, max_size=8), st.integers(min_value=1, max_value=40))
+def test_wrap_keeps_every_word_and_every_space_between(words: list[str], limit: int) -> None:
+    text = " ".join(words)
+    lines = wrap(text, limit)
+    assert " ".join(lines) == text
+    assert all(len(line) <= max(limit, *map(len, words)) for line in lines)
+
+
+def test_json_is_gos() -> None:
+    answer = pb.TxnResponse(header=pb.ResponseHeader(cluster_id=2**64 - 1, revision=5), succeeded=True)
+    answer.responses.add().response_put.prev_kv.CopyFrom(kv_pb2.KeyValue(key=b"\xff", value=b"v", lease=-1))
+    answer.responses.add().response_delete_range.deleted = 1
+    answer.responses.add().response_txn.SetInParent()
+    assert JsonPrinter().txn(answer) == (
+        b'{"header":{"cluster_id":18446744073709551615,"revision":5},"succeeded":true,"responses":['
+        b'{"Response":{"ResponsePut":{"prev_kv":{"key":"/w==","value":"dg==","lease":-1}}}},'
+        b'{"Response":{"ResponseDeleteRange":{"deleted":1}}},{"Response":{"ResponseTxn":{}}}]}\n'
+    )
+    assert JsonPrinter().get(pb.RangeResponse()) == b"{}\n"
+    assert dump({"name": "<a>&é\u2028"}) == '{"name":"\\u003ca\\u003e\\u0026é\\u2028"}\n'.encode()
+
+
+def test_json_of_endpoints() -> None:
+    found = json.loads(JsonPrinter().status([STATUS]))
+    assert found[0]["Endpoint"] == "127.0.0.1:12389"
+    assert found[0]["Status"]["errors"] == [ALARM]
+    assert "isLearner" not in found[0]["Status"]
+    hashes = JsonPrinter().hash_kv([EndpointHash(endpoint="a:1", hash_kv=pb.HashKVResponse(hash=2**32 - 1, compact_revision=4))])
+    assert hashes == b'[{"Endpoint":"a:1","HashKV":{"hash":4294967295,"compact_revision":4}}]\n'
+    health = JsonPrinter().health([EndpointHealth(endpoint="a:1", took_ns=1500), EndpointHealth(endpoint="b:2", took_ns=1, error="x")])
+    assert health.stdout.decode() == (
+        '[{"endpoint":"a:1","health":true,"took":"1.5µs"},{"endpoint":"b:2","health":false,"took":"1ns","error":"x"}]\n'
+    )
+
+
+def test_simple_prints_bytes_as_they_are() -> None:
+    answer = pb.RangeResponse(kvs=[kv_pb2.KeyValue(key=b"k\x00", value=b"\xff\n")])
+    assert SimplePrinter().get(answer) == b"k\x00\n\xff\n\n"
+    assert SimplePrinter(values_only=True).get(answer) == b"\xff\n\n"
+    assert SimplePrinter(hex_output=True).get(answer) == b"\\x6b\\x00\n\\xff\\x0a\n"
+
+
+def test_simple_health_goes_to_stderr() -> None:
+    rendered = SimplePrinter().health(
+        [EndpointHealth(endpoint="a:1", took_ns=2_000_000), EndpointHealth(endpoint="b:2", took_ns=1, error="boom")]
+    )
+    assert rendered.stdout == b""
+    assert rendered.stderr == (
+        b"a:1 is healthy: successfully committed proposal: took = 2ms\nb:2 is unhealthy: failed to commit proposal: boom\n"
+    )
+
+
+def test_unstarted_and_learner_members() -> None:
+    answer = pb.MemberListResponse(members=[pb.Member(ID=0xAB, peerURLs=["http://a:1", "http://b:2"], isLearner=True)])
+    assert SimplePrinter().member_list(answer) == b"ab, unstarted, , http://a:1,http://b:2, , true\n"
+
+
+@pytest.mark.parametrize("write_out", FORMATS)
+def test_every_format_says_what_it_supports(write_out: str) -> None:
+    settings = resolve({"write_out": write_out}, {})
+    for choose, refused in ((key_value_printer, ("table",)), (member_printer, ()), (endpoint_printer, ("protobuf",))):
+        if write_out in refused:
+            with pytest.raises(CliError) as caught:
+                choose(settings)
+            assert (caught.value.text, caught.value.code) == (f"{write_out} not supported as output format", ExitCode.BAD_FEATURE)
+        else:
+            assert choose(settings) is not None
