@@ -7,6 +7,7 @@ are off, so that a request is sent once. Owned by the pool, which closes it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -72,6 +73,8 @@ class Connection:
         except OSError as error:
             return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
         return "accepts connections but does not speak gRPC"
 
 

@@ -46,7 +46,7 @@ def _holds_for(state: Snapshot, compare: Compare, found: Found) -> bool:
             sign = _sign(found.lease, compare.lease)
         case Compare.VALUE:
             kv = KeyValue()
-            state.load(found, kv)
+            state.load(found.revision, kv)
             sign = (kv.value > compare.value) - (kv.value < compare.value)
         case _:
             sign = 0

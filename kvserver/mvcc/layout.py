@@ -52,6 +52,8 @@ _RESIDUE: Final = 0x48674BC7
 _REVISION: Final = struct.Struct(">QQ")
 _ENTRY: Final = struct.Struct(">16s16sQQq")
 _CRC: Final = struct.Struct("<I")
+_SMALL_BYTES: Final = 4096
+"""Values up to this are marshaled as part of their message, larger ones are spared that copy."""
 _VALUE_TAG: Final = b"\x2a"
 _FLAGS: Final = (b"\x00", b"\x01")
 
@@ -108,20 +110,25 @@ def pack_superseded(tombstone: bool, by: bytes) -> bytes:
 def encode_put(
     revision: bytes, key_id: bytes, previous: bytes, *, key: bytes, value: bytes, create_revision: int, version: int, lease: int
 ) -> bytes:
-    """The record of a put; copies `value` once."""
-    mod_revision = int.from_bytes(revision[:8], "big")
-    head = KeyValue(key=key, create_revision=create_revision, mod_revision=mod_revision, version=version).SerializeToString()
-    parts = [_FLAGS[0], key_id, previous, head]
-    if value:
-        parts += (_VALUE_TAG, _varint(len(value)), value)
+    """The record of a put; a large `value` is copied once."""
+    kv = KeyValue()
+    kv.key = key
+    kv.create_revision = create_revision
+    kv.mod_revision = int.from_bytes(revision[:8], "big")
+    kv.version = version
+    if len(value) <= _SMALL_BYTES:
+        kv.value = value
+        kv.lease = lease
+        return _seal(revision, _FLAGS[0] + key_id + previous + kv.SerializeToString())
+    parts = [_FLAGS[0], key_id, previous, kv.SerializeToString(), _VALUE_TAG, _varint(len(value)), value]
     if lease:
         parts.append(KeyValue(lease=lease).SerializeToString())
-    return _seal(revision, parts)
+    return _seal_large(revision, parts)
 
 
 def encode_tombstone(revision: bytes, key_id: bytes, previous: bytes, key: bytes) -> bytes:
     """The record of a deletion: its KeyValue holds the key alone."""
-    return _seal(revision, [_FLAGS[1], key_id, previous, KeyValue(key=key).SerializeToString()])
+    return _seal(revision, _FLAGS[1] + key_id + previous + KeyValue(key=key).SerializeToString())
 
 
 def is_intact(revision: bytes, record: bytes) -> bool:
@@ -145,7 +152,12 @@ def parse_key_value(record: bytes | memoryview, into: KeyValue) -> None:
     into.MergeFromString(cast("bytes", key_value_of(record)))  # any buffer will do, the stubs say bytes
 
 
-def _seal(revision: bytes, parts: list[bytes]) -> bytes:
+def _seal(revision: bytes, body: bytes) -> bytes:
+    return body + _CRC.pack(google_crc32c.extend(google_crc32c.value(revision), body))
+
+
+def _seal_large(revision: bytes, parts: list[bytes]) -> bytes:
+    """As `_seal` of the joined parts, without joining them first."""
     crc: int = google_crc32c.value(revision)
     for part in parts:
         crc = google_crc32c.extend(crc, part)

@@ -14,7 +14,6 @@ Source: the client contract's Range row; etcd's apply.go for the order of errors
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple, NoReturn
 
 from kvserver.errors import CompactedError, CorruptError, EmptyKeyError, FutureRevisionError
@@ -52,9 +51,11 @@ class Found(NamedTuple):
         return layout.main_of(self.revision)
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A state of the keys: where to read it and which revisions it has. `revision` is the newest."""
+class Snapshot(NamedTuple):
+    """A state of the keys: where to read it and which revisions it has. `revision` is the newest.
+
+    A tuple and not a dataclass because one is made for every request.
+    """
 
     reader: Reader
     revision: int
@@ -94,13 +95,13 @@ class Snapshot:
             if found is not None:
                 yield found
 
-    def load(self, found: Found, into: KeyValue) -> None:
-        """Read the whole KeyValue of what was found.
+    def load(self, revision: bytes, into: KeyValue) -> None:
+        """Read the whole KeyValue that a change left.
 
         Raises:
             CorruptError: the record is missing or fails its checksum.
         """
-        layout.parse_key_value(self.record(found.revision), into)
+        layout.parse_key_value(self.record(revision), into)
 
     def record(self, revision: bytes) -> bytes:
         """The verified record of a revision. Raises CorruptError."""
@@ -129,7 +130,7 @@ class Snapshot:
                 return None
             change = history_key[16:]
             kv = KeyValue()
-            layout.parse_key_value(self.record(change), kv)
+            self.load(change, kv)
             return Found(key, change, kv.create_revision, kv.version, kv.lease)
         return None
 
@@ -235,14 +236,14 @@ def _sort(state: Snapshot, chosen: list[Found], request: RangeRequest) -> None:
 
 def _value(state: Snapshot, found: Found) -> bytes:
     kv = KeyValue()
-    state.load(found, kv)
+    state.load(found.revision, kv)
     return kv.value
 
 
 def _append(state: Snapshot, response: RangeResponse, found: Found, *, keys_only: bool) -> None:
     kv = response.kvs.add()
     if not keys_only:
-        state.load(found, kv)
+        state.load(found.revision, kv)
         return
     kv.key, kv.create_revision, kv.mod_revision = found.key, found.create_revision, found.mod_revision
     kv.version, kv.lease = found.version, found.lease

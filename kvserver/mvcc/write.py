@@ -23,7 +23,7 @@ from kvserver.mvcc import keyspace, layout
 from kvserver.mvcc.check import range_bounds
 from kvserver.mvcc.compare import holds
 from kvserver.mvcc.layout import HISTORY, NO_REVISION, REV, Entry
-from kvserver.mvcc.read import Found, Snapshot, execute_range
+from kvserver.mvcc.read import Snapshot, execute_range
 from kvserver.pb.kv_pb2 import KeyValue
 from kvserver.pb.rpc_pb2 import (
     DeleteRangeRequest,
@@ -97,26 +97,22 @@ class WriteTxn:
 
     def _put(self, request: PutRequest) -> PutResponse:
         key = request.key
-        reader = self._writer.reader
-        old = keyspace.find_any(reader, key)
-        exists = old is not None and old.version > 0
+        old = keyspace.find_any(self._writer.reader, key)
         response = PutResponse()
-        value, lease = b"", 0
-        if old is not None and exists and (request.prev_kv or request.ignore_value):
+        response.header.revision = self._begin.revision + 1
+        ignores_value = request.ignore_value
+        value = b"" if ignores_value else request.value
+        if old is not None and old.version and (ignores_value or request.prev_kv):
             previous = KeyValue()
-            self._begin.load(Found(key, old.revision, old.create_revision, old.version, old.lease), previous)
+            self._begin.load(old.revision, previous)
             if request.prev_kv:
                 response.prev_kv.CopyFrom(previous)
-            if request.ignore_value:
+            if ignores_value:
                 value = previous.value
-        if not request.ignore_value:
-            value = request.value
-        if not request.ignore_lease:
-            lease = request.lease
-        elif old is not None:
+        lease = request.lease
+        if request.ignore_lease and old is not None:
             lease = old.lease
         self._store(key, old, value, lease)
-        response.header.revision = self._begin.revision + 1
         return response
 
     def _store(self, key: bytes, old: Entry | None, value: bytes, lease: int) -> None:
@@ -150,8 +146,8 @@ class WriteTxn:
             doomed = [] if entry is None else [(lo, entry)]
         response = DeleteRangeResponse(deleted=len(doomed))
         if request.prev_kv:
-            for key, entry in doomed:
-                self._begin.load(Found(key, entry.revision, entry.create_revision, entry.version, entry.lease), response.prev_kvs.add())
+            for _, entry in doomed:
+                self._begin.load(entry.revision, response.prev_kvs.add())
         for key, entry in doomed:
             self._delete(key, entry)
         response.header.revision = self.revision

@@ -60,7 +60,8 @@ async def begin(config: ServerConfig, directory: DataDirectory, store: Store, li
     if store.applied_index > 0:
         raise BootstrapError(
             f"the WAL directory {directory.wal} is missing or empty, but the store {directory.store} holds {store.applied_index} "
-            "applied entries: put the WAL back; if it is lost for good, remove this member from the cluster and add it anew with an empty data directory"
+            "applied entries: put the WAL back; if it is lost for good, "
+            "remove this member from the cluster and add it anew with an empty data directory"
         )
     return _found(config, directory, store, log)
 
@@ -142,14 +143,16 @@ def _bootstrap_again(config: ServerConfig, directory: DataDirectory, store: Stor
     if recovered.first_index > 1 or recovered.marker is not None:
         raise BootstrapError(
             f"the store {directory.store} is missing, and the WAL {directory.wal} begins at index "
-            f"{recovered.first_index}: what came before is lost on this member. Remove it from the cluster and add it anew with an empty data directory; of a single node, restore a saved snapshot"
+            f"{recovered.first_index}: what came before is lost on this member. "
+            "Remove it from the cluster and add it anew with an empty data directory; of a single node, restore a saved snapshot"
         )
     members = members_of(config)
     identity = cluster_id(members)
     if identity != metadata.cluster_id:
         raise BootstrapError(
             f"the store {directory.store} is missing, and the flags mean another cluster ({identity:x}) than the WAL "
-            f"({metadata.cluster_id:x}): start with the flags that the cluster was founded with, so that the store can be built again from the WAL"
+            f"({metadata.cluster_id:x}): start with the flags that the cluster was founded with, "
+            "so that the store can be built again from the WAL"
         )
     store.bootstrap(identity, members, conf_state_of(members), cluster_token=config.initial_cluster_token)
 
@@ -160,7 +163,8 @@ async def _finish_install(directory: DataDirectory, store: Store, index: Index, 
     if received is None:
         raise BootstrapError(
             f"the WAL says that a snapshot at index {index} was installed, but the store {directory.store} is at index "
-            f"{store.applied_index} and no received snapshot lies in {directory.snap}: restore the file, or remove this member from the cluster and add it anew"
+            f"{store.applied_index} and no received snapshot lies in {directory.snap}: "
+            "restore the file, or remove this member from the cluster and add it anew"
         )
     await store.install(received.path)
     log.info("applied snapshot", index=index, resumed=True)

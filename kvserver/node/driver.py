@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from raft.raw_node import RawNode
-
 from kvserver.node.append_queue import AppendQueue
 from kvserver.node.apply_queue import ApplyQueue
 from kvserver.node.compaction import Decision, Role, Situation, WindowLimits, decide
@@ -31,6 +29,7 @@ from kvserver.node.peers import PeerBook
 from kvserver.types import NodeId
 from raft.errors import ProposalDroppedError, RaftError
 from raft.messages import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, Message, MessageType
+from raft.raw_node import RawNode
 from raft.ready import Ready
 from raft.types import NO_NODE, Index, Term
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from google.protobuf.message import Message as PbMessage
-from raft.raw_node import RawNode
 
 from kvserver.apply import Applier
 from kvserver.commands import ProposalId
 from kvserver.errors import RequestError
 from raft.confchange_codec import decode_conf_change
+from raft.raw_node import RawNode
 from raft.types import Entry, EntryType, Index, Term
 
 

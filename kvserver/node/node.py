@@ -18,8 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Final
 
-from raft.raw_node import RawNode
-
 from kvserver.apply import Applier, Store
 from kvserver.commands import CommandKind
 from kvserver.config import ServerConfig
@@ -46,6 +44,7 @@ from kvserver.storage import EngineConfig, EngineHooks
 from kvserver.types import ClusterId, NodeId
 from kvserver.version import __version__
 from raft.config import Config
+from raft.raw_node import RawNode
 from raft.types import NO_NODE, SnapshotMetadata, Term
 
 HANDOVER_S: Final = 0.5

@@ -63,9 +63,9 @@ def test_command_line_prints_a_diff_for_each_failing_stanza(tmp_path: Path, caps
 
 def test_rewrite_replaces_outputs_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "case.txt"
-    path.write_text("# why\n\nvote cfg=(1) votes=(n)\n----\nVoteWon\n\n# end\nvote\n----\n")
+    path.write_text("# why\n\nvote cfg=(1) votes=(n)\n----\nVoteWon\n\n# end\nvote\n----\n\n# tail\n")
     assert main(["--rewrite", str(path)]) == 0
-    assert path.read_text() == "# why\n\nvote cfg=(1) votes=(n)\n----\nVoteLost\n\n# end\nvote\n----\nVoteWon\n"
+    assert path.read_text() == "# why\n\nvote cfg=(1) votes=(n)\n----\nVoteLost\n\n# end\nvote\n----\nVoteWon\n\n# tail\n"
     assert main([str(path)]) == 0
     assert capsys.readouterr().out.endswith("1 passed, 0 failed\n")
 

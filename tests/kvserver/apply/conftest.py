@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.message import Message as PbMessage
 
 from kvserver import commands
-from kvserver.apply import Applier, AppliedResult, Store
+from kvserver.apply import AppliedResult, Applier, Store
 from kvserver.commands import CommandKind, ProposalId
 from kvserver.errors import DeterministicError
 from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest

@@ -27,9 +27,9 @@ from kvserver.errors import DeterministicError, RequestError
 from kvserver.mvcc import check
 from kvserver.pb.kv_pb2 import KeyValue
 from kvserver.pb.rpc_pb2 import (
-    Compare,
     CompactionRequest,
     CompactionResponse,
+    Compare,
     DeleteRangeRequest,
     DeleteRangeResponse,
     HashKVRequest,

@@ -31,14 +31,14 @@ def free_port() -> int:
 
 @dataclass
 class FakeServer(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Counts calls by path; answers each with the next scripted failure, or success."""
+    """Counts calls by path; answers each with the next scripted failure, or success. A hold is set when its call is there, which then is never answered."""
 
     port: int
     calls: list[str] = field(default_factory=list)
     failures: list[tuple[grpc.StatusCode, str]] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     hang: bool = False
-    drop: asyncio.Event | None = None
+    holds: list[asyncio.Event] = field(default_factory=list)
     server: grpc.aio.Server | None = None
 
     @property
@@ -53,8 +53,8 @@ class FakeServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             self.metadata.append({key: str(value) for key, value in context.invocation_metadata() or ()})
             if self.hang:
                 await asyncio.Event().wait()
-            if self.drop is not None:
-                self.drop.set()
+            if self.holds:
+                self.holds.pop().set()
                 await asyncio.Event().wait()
             if self.failures:
                 await context.abort(*self.failures.pop(0))

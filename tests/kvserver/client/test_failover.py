@@ -34,6 +34,15 @@ def fail_first_call(servers: list[Any], failure: tuple[Any, str]) -> None:
         server.failures = shared
 
 
+def hold_first_call(servers: list[Any]) -> asyncio.Event:
+    """Whichever server is called first never answers; the event says that the call is there."""
+    held = asyncio.Event()
+    shared = [held]
+    for server in servers:
+        server.holds = shared
+    return held
+
+
 async def test_a_mutation_goes_past_endpoints_that_cannot_be_reached(servers: list[Any]) -> None:
     await servers[0].stop()
     await servers[1].stop()
@@ -46,15 +55,20 @@ async def test_a_hanging_endpoint_costs_nothing_while_another_answers(servers: l
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
+        await writer.wait_closed()
+        gone.set()
 
+    gone = asyncio.Event()
     port = servers[0].port
     await servers[0].stop()
     silent = await asyncio.start_server(swallow, "127.0.0.1", port)
     try:
         async with asyncio.timeout(5), client(f"127.0.0.1:{port}", servers[1].endpoint, dial_timeout_s=60) as connected:
             await connected.put(b"k", b"v")
+        await gone.wait()
     finally:
         silent.close()
+        await silent.wait_closed()
     assert calls(servers) == [PUT]
 
 
@@ -96,22 +110,22 @@ async def test_a_mutation_is_never_repeated_after_any_other_error(servers: list[
 
 
 async def test_a_mutation_is_not_repeated_when_the_connection_breaks_under_it(servers: list[Any]) -> None:
-    servers[0].drop = asyncio.Event()
+    held = hold_first_call(servers)
     async with client(servers[0].endpoint, servers[1].endpoint) as connected:
         sent = asyncio.ensure_future(connected.put(b"k", b"v"))
-        await servers[0].drop.wait()
-        await servers[0].stop()
+        await held.wait()
+        await next(server for server in servers if server.calls).stop()
         with pytest.raises(ServerError):
             await sent
     assert calls(servers) == [PUT]
 
 
 async def test_a_read_is_repeated_when_the_connection_breaks_under_it(servers: list[Any]) -> None:
-    servers[0].drop = asyncio.Event()
+    held = hold_first_call(servers)
     async with client(servers[0].endpoint, servers[1].endpoint) as connected:
         sent = asyncio.ensure_future(connected.get(b"k"))
-        await servers[0].drop.wait()
-        await servers[0].stop()
+        await held.wait()
+        await next(server for server in servers if server.calls).stop()
         await sent
     assert [server.calls for server in servers] == [[GET], [GET], []]
 
@@ -223,11 +237,11 @@ async def test_a_cluster_without_authentication_is_used_without_a_token(servers:
 
 
 async def test_cancelling_a_call_leaves_nothing_behind(servers: list[Any]) -> None:
-    servers[0].drop = asyncio.Event()
+    held = hold_first_call(servers)
     before = len(asyncio.all_tasks())
     async with client(servers[0].endpoint) as connected:
         sent = asyncio.ensure_future(connected.put(b"k", b"v"))
-        await servers[0].drop.wait()
+        await held.wait()
         sent.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sent

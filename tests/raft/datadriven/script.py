@@ -44,6 +44,8 @@ class Stanza:
     expected: str
     head: list[str] = field(default_factory=list)
     """The lines of the file from the end of the stanza before to the separator, inclusive."""
+    tail: str = ""
+    """What follows the last stanza of a file."""
 
     def value(self, key: str) -> str | None:
         """The value of `key=value`; None without it."""
@@ -125,6 +127,8 @@ def parse(text: str) -> list[Stanza]:
         command, _, arguments = line.strip().partition(" ")
         stanzas.append(Stanza(number, command, parse_arguments(arguments), given, _expected(lines), head))
         head = []
+    if stanzas:
+        stanzas[-1].tail = "\n".join(head)
     return stanzas
 
 
@@ -189,4 +193,5 @@ def rewrite(path: Path, outcomes: list[Outcome]) -> None:
         has_blank = "\n\n" in "\n" + outcome.actual
         fence = f"{SEPARATOR}\n"
         parts.append(f"{fence}{outcome.actual}{fence}{fence}" if has_blank else outcome.actual)
+        parts.append(outcome.stanza.tail)
     path.write_text("".join(parts), encoding="utf-8")
