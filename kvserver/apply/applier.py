@@ -30,7 +30,7 @@ class UnreadablePayloadError(FatalError):
 
     def __init__(self, index: Index, kind: CommandKind) -> None:
         super().__init__(
-            f"entry {index}: the payload of command {kind.name} can't be parsed; the log is damaged or written by another program"
+            f"entry {index}: the payload of {kind.name} can't be parsed: this log is damaged or was written by another program"
         )
 
 

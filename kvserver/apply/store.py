@@ -22,6 +22,7 @@ from typing import Final
 
 from kvserver.apply import meta
 from kvserver.apply.meta import Membership, Meta
+from kvserver.errors import CorruptError
 from kvserver.mvcc import META, TABLES, KvHash, Mvcc, RangeTooLargeError, Snapshot, execute_range
 from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse
 from kvserver.storage import (
@@ -291,7 +292,7 @@ class Store:
             self._slice_handle = self._loop.call_soon(self._remove_slice)
 
     async def wait_compacted(self, revision: Revision) -> None:
-        """Return when the removal for a compaction at `revision` is complete and committed (a `physical` compaction)."""
+        """Return when the removal for a compaction at `revision` is complete (a `physical` compaction), committed or not."""
         while self.mvcc.compactor.finished < revision:
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._compaction_waiters.append((revision, waiter))
@@ -305,8 +306,14 @@ class Store:
             self._engine.request_commit()
             self._slice_handle = self._loop.call_later(0.01, self._remove_slice)
             return
-        more = self.mvcc.compactor.run_slice(COMPACTION_SLICE)
-        self._engine.end_entry(self._index)
+        try:
+            more = self.mvcc.compactor.run_slice(COMPACTION_SLICE)
+            self._engine.end_entry(self._index)
+        except CorruptError:
+            return  # reported; nothing is removed behind the damage until the member is restored
+        except Exception as error:
+            self._engine.poison(error)
+            raise
         if more:
             self._slice_handle = self._loop.call_soon(self._remove_slice)
         finished = Revision(self.mvcc.compactor.finished)
@@ -340,7 +347,6 @@ class Store:
             self._slice_handle.cancel()
             self._slice_handle = None
         self._load()
-        self.start_removal()
         return _metadata(found)
 
     async def close(self, *, commit: bool = True) -> None:
@@ -367,6 +373,7 @@ class Store:
         self._opened_index = state.index
         self._conf_state, self._membership = state.conf_state, state.membership
         self.mvcc = Mvcc(self._engine, current_revision=state.revision, on_corrupt=self._report_corrupt)
+        self.start_removal()
 
 
 def inspect(path: Path) -> Meta:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import click
 
@@ -22,6 +22,7 @@ from kvserver.cli.run import execute, settings_of, write, write_error
 from kvserver.cli.settings import GLOBAL_FLAGS, Settings
 from kvserver.client import Client, ClientError, ConnectError, ServerError, methods
 from kvserver.client.errors import PERMISSION_DENIED, UNIMPLEMENTED
+from kvserver.client.methods import Method, RequestT, ResponseT
 from kvserver.pb import rpc_pb2 as pb
 
 AnswerT = TypeVar("AnswerT")
@@ -34,6 +35,13 @@ STATUS_HELP: Final = """Prints the status of the endpoints given by --endpoints.
 
 In the simple format a line holds: endpoint, ID, version, db size, is leader, is learner, raft term, raft index, raft applied index, errors.
 """
+
+
+class EndpointCaller(Protocol):
+    """What the health probe needs of a client."""
+
+    async def call_endpoint(self, endpoint: str, method: Method[RequestT, ResponseT], request: RequestT) -> ResponseT:
+        """One RPC on one endpoint."""
 
 
 def _status(arguments: tuple[str, ...]) -> None:
@@ -121,10 +129,10 @@ def _reason(endpoint: str, error: ClientError) -> str:
 
 
 async def _probe_all(client: Client, endpoints: tuple[str, ...]) -> list[EndpointHealth]:
-    return list(await asyncio.gather(*(_probe(client, endpoint) for endpoint in endpoints)))
+    return list(await asyncio.gather(*(probe(client, endpoint) for endpoint in endpoints)))
 
 
-async def _probe(client: Client, endpoint: str) -> EndpointHealth:
+async def probe(client: EndpointCaller, endpoint: str) -> EndpointHealth:
     """A linearizable read, which needs the quorum, and the alarms. Denied is healthy too: the denial went through consensus."""
     start_ns = time.monotonic_ns()
     error = ""
@@ -138,7 +146,7 @@ async def _probe(client: Client, endpoint: str) -> EndpointHealth:
     return EndpointHealth(endpoint=endpoint, took_ns=took_ns, error=error or await _alarms(client, endpoint))
 
 
-async def _alarms(client: Client, endpoint: str) -> str:
+async def _alarms(client: EndpointCaller, endpoint: str) -> str:
     """What is wrong according to the alarms; a server that has none to ask for has none on."""
     try:
         answer = await client.call_endpoint(endpoint, methods.ALARM_GET, pb.AlarmRequest(action=pb.AlarmRequest.GET))

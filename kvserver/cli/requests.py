@@ -133,8 +133,7 @@ def _check_range(arguments: Sequence[str], options: dict[str, Any]) -> None:
 def _key_range(arguments: Sequence[str], options: dict[str, Any]) -> tuple[bytes, bytes]:
     key = to_bytes(arguments[0])
     if options["prefix"] or options["from_key"]:
-        range_end = prefix_end(key) if options["prefix"] and key else EVERYTHING_FROM_KEY
-        return key or b"\x00", range_end
+        return key or b"\x00", prefix_end(key) if options["prefix"] else EVERYTHING_FROM_KEY
     return key, to_bytes(arguments[1]) if len(arguments) > 1 else b""
 
 

@@ -23,9 +23,10 @@ Source: etcd's mvcc (scheduled and finished compaction); the walk by predecessor
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from kvserver.errors import CompactedError, FutureRevisionError
+from kvserver.errors import CompactedError, CorruptError, FutureRevisionError
 from kvserver.mvcc import keyspace, layout
 from kvserver.mvcc.layout import HISTORY, META, NO_REVISION, REV
 from kvserver.pb.kv_pb2 import KeyValue
@@ -46,8 +47,9 @@ class _Change(NamedTuple):
 class Compactor:
     """The compacted revision and the removal that follows it."""
 
-    def __init__(self, writer: keyspace.Writer) -> None:
+    def __init__(self, writer: keyspace.Writer, on_corrupt: Callable[[str], None]) -> None:
         self._writer = writer
+        self._on_corrupt = on_corrupt
         self._cursor = NO_REVISION
         self.scheduled = NEVER
         self.finished = NEVER
@@ -78,16 +80,25 @@ class Compactor:
         self._save()
 
     def run_slice(self, max_records: int) -> bool:
-        """Remove what up to `max_records` changes superseded; True while there is more to do."""
+        """Remove what up to `max_records` changes superseded; True while there is more to do.
+
+        Raises:
+            CorruptError: a record fails its checksum; this slice removed nothing.
+        """
         end = layout.pack_revision(self._target + 1, 0)
         # The slice is collected first: an iterator doesn't survive writing.
         changes: list[_Change] = []
-        for done, (revision, record) in enumerate(self._writer.reader.iterate_raw(REV, self._cursor, end)):
+        for done, (revision, raw) in enumerate(self._writer.reader.iterate_raw(REV, self._cursor, end)):
             if done == max_records:
                 self._remove(changes)
                 self._cursor = revision
                 self._save()
                 return True
+            record = bytes(raw)
+            if not layout.is_intact(revision, record):
+                main, sub = layout.unpack_revision(revision)
+                self._on_corrupt(f"the record of revision {main}.{sub} fails its checksum; compaction stops in front of it")
+                raise CorruptError
             header = layout.unpack_header(record)
             key = _key_of(record) if header.tombstone and layout.main_of(revision) < self._target else None
             changes.append(_Change(revision, header, key))
@@ -119,7 +130,7 @@ class Compactor:
         self._writer.put(META, STATE_KEY, _STATE.pack(self.scheduled, self.finished, self._target, self._cursor))
 
 
-def _key_of(record: bytes | memoryview) -> bytes:
+def _key_of(record: bytes) -> bytes:
     kv = KeyValue()
     layout.parse_key_value(record, kv)
     return kv.key

@@ -59,6 +59,10 @@ class WindowLimits:
 class Window(Protocol):
     """What the decision reads of the log window."""
 
+    @property
+    def entry_count(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
     def first_index(self) -> Index: ...
     def last_index(self) -> Index: ...
     def bytes_after(self, index: Index) -> int: ...
@@ -95,6 +99,12 @@ class Decision:
 
     index: Index
     reason: Reason
+
+
+def is_within_slack(window: Window, limits: WindowLimits) -> bool:
+    """Nothing can be worth dropping: the whole window is below the slack and the caps. Cheap: asked after every turn."""
+    count, size_bytes = window.entry_count, window.size_bytes
+    return count < SLACK_ENTRIES and size_bytes < SLACK_BYTES and count <= limits.max_entries and size_bytes <= limits.max_bytes
 
 
 def decide(window: Window, peers: Iterable[PeerClaim], situation: Situation, limits: WindowLimits) -> Decision | None:

@@ -23,7 +23,7 @@ from typing import Protocol
 
 from kvserver.node.append_queue import AppendQueue
 from kvserver.node.apply_queue import ApplyQueue
-from kvserver.node.compaction import Decision, Role, Situation, WindowLimits, decide
+from kvserver.node.compaction import Decision, Role, Situation, WindowLimits, decide, is_within_slack
 from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
 from kvserver.types import NodeId
@@ -313,6 +313,8 @@ class Driver:
 
     def _compact(self) -> None:
         """Compact the window as far as everyone allows (log-memory.md, the rule)."""
+        if is_within_slack(self._window, self._limits) and not self._peers.pins:
+            return
         now_s = self._loop.time()
         safe = min(self._raw.applied_index, self._applied_index, self._durability.durable_index)
         is_leader = self._raw.is_leader

@@ -284,6 +284,9 @@ class Node:
 
     def _note_leader(self, leader: NodeId, previous: NodeId, term: Term) -> None:
         self._leader_changed.set()
+        if previous == self.member_id:
+            for peer in self.transport.peers:
+                self.transport.cancel_snapshot(peer)
         if leader != NO_NODE and leader != previous:
             self.metrics.leader_changes.add()
             self._log.info("raft leader changed", leader=f"{leader:x}", term=term)

@@ -36,7 +36,6 @@ class NodePeerHandler:
         self._book = book
         self._metrics = metrics
         self._log = log
-        self._refusals: dict[NodeId, str] = {}
         self.driver: Driver | None = None
 
     # --- membership and pages ------------------------------------------------------------------------------------------------------------
@@ -69,17 +68,13 @@ class NodePeerHandler:
     def on_contact(self, member_id: NodeId) -> None:
         """That peer is alive."""
         self._driver().note_contact(member_id)
-        self._refusals.pop(member_id, None)
 
     def on_unreachable(self, member_id: NodeId) -> None:
         """Messages to that peer were dropped."""
         self._driver().report_unreachable(member_id)
 
     def on_refused(self, member_id: NodeId, error: RefusedError) -> None:
-        """Logged once per reason, not per attempt."""
-        if self._refusals.get(member_id) != str(error):
-            self._refusals[member_id] = str(error)
-            self._log.warning("peer refused the connection", peer=f"{member_id:x}", reason=str(error))
+        """The transport has logged it; a member that refuses to talk counts as silent."""
 
     # --- snapshots -----------------------------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from raft import StateType
-from raft.types import Index, Term
+from raft import ConfChange, ConfChangeType, StateType
+from raft.types import Index, NodeId, Term
 from tests.raft.kit import T, kinds, leader, member, network
 
 
@@ -26,18 +26,11 @@ def test_leader_stays_while_a_quorum_answers() -> None:
 
 def test_learners_do_not_count_for_the_quorum() -> None:
     found = leader(check_quorum=True)
-    found.raw.apply_conf_change(_add_learner(4))
+    found.raw.apply_conf_change(ConfChange(type=ConfChangeType.ADD_LEARNER_NODE, node_id=NodeId(4)))
     for _ in range(2):
         found.step(T.HEARTBEAT_RESP, 4)
         found.tick(10)
     assert not found.raw.is_leader
-
-
-def _add_learner(node: int) -> object:
-    from raft import ConfChange, ConfChangeType
-    from raft.types import NodeId
-
-    return ConfChange(type=ConfChangeType.ADD_LEARNER_NODE, node_id=NodeId(node))
 
 
 def test_without_check_quorum_a_leader_stays_and_activity_is_not_forgotten() -> None:

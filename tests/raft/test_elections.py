@@ -6,17 +6,9 @@ from random import Random
 
 import pytest
 
-from raft import ConfChange, ConfChangeType, MessageType, ProposalDroppedError, StateType
-from raft.types import Index, NodeId, Term
-from tests.raft.kit import T, conf_state, entry, kinds, leader, member, network, of_kind, snapshot_at
-
-
-def candidate(**options: object) -> object:
-    """Member 1 as candidate of term 1."""
-    found = member(1, **options)
-    found.raw.campaign()
-    found.drain()
-    return found
+from raft import ConfChange, ConfChangeType, Message, MessageType, ProposalDroppedError, StateType, encode_conf_change
+from raft.types import Entry, HardState, Index, NodeId, Term
+from tests.raft.kit import Member, Network, T, conf_state, entry, kinds, leader, member, network, of_kind, snapshot_at, storage_with
 
 
 def test_member_starts_as_follower_of_nobody() -> None:
@@ -117,14 +109,12 @@ def test_first_vote_of_a_member_counts() -> None:
     assert found.raw.state is StateType.CANDIDATE
 
 
-@pytest.mark.parametrize(
-    ("voted", "asks", "granted"), [(0, 2, True), (0, 3, True), (2, 2, True), (3, 3, True), (2, 3, False), (3, 2, False)]
-)
-def test_one_vote_per_term_first_come_first_served(voted: int, asks: int, granted: bool) -> None:
+@pytest.mark.parametrize(("first", "second", "granted"), [(2, 2, True), (3, 3, True), (2, 3, False), (3, 2, False)])
+def test_one_vote_per_term_first_come_first_served(first: int, second: int, granted: bool) -> None:
     found = member(1)
-    found.step(T.VOTE, voted or 9, term=Term(1), index=Index(9 if voted else 0), log_term=Term(1 if voted else 0)) if voted else None
-    (answer,) = found.step(T.VOTE, asks, term=Term(1))
-    assert (answer.reject, answer.term, found.raw.vote) == (not granted, 1, voted or asks)
+    found.step(T.VOTE, first, term=Term(1))
+    (answer,) = found.step(T.VOTE, second, term=Term(1))
+    assert (answer.reject, answer.term, found.raw.vote) == (not granted, 1, first)
 
 
 @pytest.mark.parametrize(
@@ -157,16 +147,10 @@ def test_vote_is_not_granted_to_another_once_a_leader_is_known() -> None:
 
 def test_vote_is_in_the_hard_state_of_the_ready_that_carries_the_answer() -> None:
     found = member(1)
-    found.raw.step(_vote(found, 2, 1))
+    found.raw.step(Message(type=T.VOTE, from_=NodeId(2), to=NodeId(1), term=Term(1)))
     ready = found.raw.ready()
     assert ready.hard_state is not None
     assert (ready.hard_state.vote, ready.must_sync, kinds(ready.messages)) == (2, True, [T.VOTE_RESP])
-
-
-def _vote(found: object, from_: int, term: int) -> object:
-    from raft import Message
-
-    return Message(type=MessageType.VOTE, from_=NodeId(from_), to=NodeId(1), term=Term(term))
 
 
 @pytest.mark.parametrize("kind", [T.APP, T.HEARTBEAT, T.SNAP])
@@ -234,36 +218,20 @@ def test_promoted_learner_may_campaign() -> None:
 
 
 def test_member_with_an_unapplied_conf_change_does_not_campaign() -> None:
-    net = network(3)
-    net.campaign(1)
-    follower = net[2]
-    net[1].raw.propose_conf_change(ConfChange(type=ConfChangeType.ADD_NODE, node_id=NodeId(4)))
-    net.settle()
-    assert follower.raw.applied_index == follower.raw.commit_index
-    # The same situation again, this time without applying: a Ready is taken, not advanced.
-    net[1].raw.propose_conf_change(ConfChange(type=ConfChangeType.ADD_NODE, node_id=NodeId(5)))
-    for message in net[1].drain():
-        if message.to == 2:
-            follower.raw.step(message)
-    answers = follower.drain()
-    for answer in answers:
-        net[1].raw.step(answer)
-    for message in net[1].drain():
-        if message.to == 2:
-            follower.raw.step(message)
-    assert follower.raw.commit_index > follower.raw.applied_index
-    follower.raw.campaign()
-    assert follower.raw.state is StateType.FOLLOWER
-    assert follower.log.has("still pending configuration changes")
-    follower.drain()
-    follower.raw.campaign()
-    assert follower.raw.state is StateType.CANDIDATE
+    found = member(1)
+    kind, data = encode_conf_change(ConfChange(type=ConfChangeType.ADD_NODE, node_id=NodeId(4)))
+    change = Entry(term=Term(1), index=Index(1), type=kind, data=data)
+    found.raw.step(Message(type=T.APP, from_=NodeId(2), to=NodeId(1), term=Term(1), entries=[change, entry(1, 2)], commit=Index(2)))
+    found.raw.campaign()
+    assert found.raw.state is StateType.FOLLOWER
+    assert found.log.has("still pending configuration changes")
+    found.drain()
+    found.raw.campaign()
+    assert found.raw.state is StateType.CANDIDATE
 
 
 def test_member_that_installs_a_snapshot_does_not_campaign() -> None:
     found = member(1)
-    from raft import Message
-
     snapshot = snapshot_at(5, 1, conf_state([1, 2, 3]))
     found.raw.step(Message(type=T.SNAP, from_=NodeId(2), to=NodeId(1), term=Term(1), snapshot=snapshot))
     found.raw.campaign()
@@ -289,18 +257,16 @@ def test_dueling_candidates_end_with_one_leader_and_the_better_log() -> None:
 
 
 def test_new_leader_overwrites_what_others_did_not_commit() -> None:
-    # Member 1 won term 1 alone, members 2 and 3 won term 2 with another entry in the same place.
-    net = network(5, logs={1: [1], 2: [1], 3: [2], 4: [], 5: []})
-    net.isolate(3)
+    # Members 1 and 2 hold an entry of term 1; member 3 won term 2 with the votes of 4 and 5 and failed before it replicated its first entry.
+    voted = HardState(term=Term(2), vote=NodeId(3))
+    terms: dict[int, list[int]] = {1: [1], 2: [1], 3: [2], 4: [], 5: []}
+    state = conf_state(range(1, 6))
+    net = Network(Member(node, storage_with(state, log_terms, hard_state=voted if node > 3 else None)) for node, log_terms in terms.items())
     net.campaign(1)
-    net.heal()
-    net.campaign(3)
-    net.propose(net.leaders[0] if net.leaders else 3, b"x") if net.leaders else None
-    net.campaign(3)
-    assert net.leaders == [3]
-    net.propose(3, b"done")
-    logs = {tuple(each.log_terms) for each in net.members.values()}
-    assert len(logs) == 1
+    assert (net.leaders, net[1].raw.term) == ([], 2)
+    net.campaign(1)
+    assert (net.leaders, net[1].raw.term) == ([1], 3)
+    assert [each.log_terms for each in net.members.values()] == [[1, 3]] * 5
 
 
 def test_leader_that_was_cut_off_follows_when_it_returns() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from raft import StateType
 from raft.types import Index, Term
-from tests.raft.kit import T, kinds, member, network
+from tests.raft.kit import Network, T, kinds, member, network
 
 
 def test_pre_vote_asks_for_the_next_term_without_raising_its_own() -> None:
@@ -27,11 +27,12 @@ def test_won_pre_vote_leads_to_a_real_election() -> None:
 
 
 def test_lost_pre_vote_changes_nothing() -> None:
-    found = member(1, pre_vote=True)
+    found = member(1, pre_vote=True, terms=[1])
     found.raw.campaign()
     found.drain()
-    found.step(T.PRE_VOTE_RESP, 2, term=Term(0) or Term(1), reject=True)
-    assert (found.raw.state, found.raw.vote) == (StateType.FOLLOWER, 0)
+    for node in (2, 3):
+        found.step(T.PRE_VOTE_RESP, node, reject=True)
+    assert (found.raw.state, found.raw.vote, found.raw.term) == (StateType.FOLLOWER, 0, 1)
 
 
 def test_granting_a_pre_vote_records_nothing_and_keeps_the_timer() -> None:
@@ -93,8 +94,6 @@ def test_cluster_in_which_one_member_came_without_pre_vote_elects_again() -> Non
     # Members 1 and 2 use PreVote already; member 3 does not, was cut off, and comes back with a higher term and a shorter log.
     old = member(3, pre_vote=False)
     new = [member(node, pre_vote=True) for node in (1, 2)]
-    from tests.raft.kit import Network
-
     net = Network([*new, old])
     net.campaign(1)
     net.isolate(3)

@@ -32,7 +32,6 @@ def life(kit, directory):
     wal = Wal.create(directory, kit.METADATA, segment_size_bytes=4096)
     for index in range(1, 13):
         wal.save(kit.entries(index, index, size=700), kit.state(commit=max(0, index - 4)), sync=True)
-    wal._writer.close()
     return directory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -45,13 +46,15 @@ def test_help_and_version_import_neither_grpc_nor_protobuf(arguments: list[str])
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_help_starts_within_a_quarter_second_at_its_best() -> None:
-    best_s = 60.0
+def test_help_costs_less_than_a_quarter_second_of_cpu_at_its_best() -> None:
+    """CPU time instead of wall time, and the best of five, so that a busy machine says the same."""
+    costs_s = []
     for _ in range(5):
-        start = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert run("--help").returncode == 0
-        best_s = min(best_s, time.monotonic() - start)
-    assert best_s < 0.25
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        costs_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(costs_s) < 0.25
 
 
 def test_no_command_shows_help_and_succeeds() -> None:

@@ -31,7 +31,10 @@ def free_port() -> int:
 
 @dataclass
 class FakeServer(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Counts calls by path; answers each with the next scripted failure, or success. A hold is set when its call is there, which then is never answered."""
+    """Counts calls by path; answers each with the next scripted failure, or success.
+
+    A hold is set when its call is there, which then is never answered.
+    """
 
     port: int
     calls: list[str] = field(default_factory=list)

@@ -16,6 +16,7 @@ from kvserver.node.compaction import (
     Situation,
     WindowLimits,
     decide,
+    is_within_slack,
 )
 from kvserver.node.log_window import LogWindow
 from raft.types import ConfState, Entry, HardState, Index, Term
@@ -162,6 +163,8 @@ def test_decision_invariants(
     factor = 2 if pinned else 1
     cap = window.cap_index(factor * max_entries, factor * max_bytes)
     reached = floor if decision is None else int(decision.index)
+    if is_within_slack(window, limits) and not pinned:
+        assert decision is None
     assert floor <= reached <= safe
     assert decision is None or reached > floor
     for p in peers:

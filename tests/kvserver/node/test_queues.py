@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kvserver.node import append_queue
 from kvserver.node.append_queue import AppendQueue
 from kvserver.node.apply_queue import ApplyQueue
 from raft.messages import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, Message, MessageType
@@ -97,14 +98,55 @@ async def test_everything_queued_during_one_save_shares_the_next(executor: Threa
     assert bench.window == [1, 2, 3, 4]
 
 
-async def test_a_commit_alone_is_saved_without_a_sync(executor: ThreadPoolExecutor) -> None:
+def commit_only(commit: int) -> Message:
+    return Message(type=MessageType.STORAGE_APPEND, to=LOCAL_APPEND_THREAD, from_=SELF, term=Term(1), commit=Index(commit))
+
+
+async def test_a_commit_alone_rides_with_the_next_entries(executor: ThreadPoolExecutor) -> None:
     bench = Bench(executor)
     bench.wal.permits.release(2)
     bench.queue.submit(append(entries(1, 2), term=1))
     await bench.queue.wait_idle()
-    bench.queue.submit(append([], term=1, commit=1))
+    bench.queue.submit(commit_only(1))
+    assert bench.queue.is_idle
+    bench.queue.submit(append(entries(2, 3)))
+    await bench.queue.wait_idle()
+    assert bench.wal.saves[1] == ([2], HardState(term=Term(1), commit=Index(1)), True)
+
+
+async def test_a_commit_alone_is_saved_without_a_sync_when_nothing_follows(
+    executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(append_queue, "COMMIT_DELAY_S", 0.0)
+    bench = Bench(executor)
+    bench.wal.permits.release(2)
+    bench.queue.submit(append(entries(1, 2), term=1))
+    await bench.queue.wait_idle()
+    bench.queue.submit(commit_only(1))
+    async with asyncio.timeout(5):
+        while bench.queue.saved_commit == 0:  # noqa: ASYNC110 - lets the timer and the thread run
+            await asyncio.sleep(0)
+    assert bench.wal.saves[1] == ([], HardState(term=Term(1), commit=Index(1)), False)
+
+
+async def test_a_commit_that_waits_is_saved_before_the_end(executor: ThreadPoolExecutor) -> None:
+    bench = Bench(executor)
+    bench.wal.permits.release(2)
+    bench.queue.submit(append(entries(1, 2), term=1))
+    await bench.queue.wait_idle()
+    bench.queue.submit(commit_only(1))
     await bench.queue.wait_idle()
     assert bench.wal.saves[1] == ([], HardState(term=Term(1), commit=Index(1)), False)
+
+
+async def test_a_vote_is_synced_at_once(executor: ThreadPoolExecutor) -> None:
+    bench = Bench(executor)
+    bench.wal.permits.release(1)
+    message = commit_only(0)
+    message.vote = NodeId(2)
+    bench.queue.submit(message)
+    await bench.queue.wait_idle()
+    assert bench.wal.saves == [([], HardState(term=Term(1), vote=NodeId(2)), True)]
 
 
 async def test_nothing_is_acknowledged_before_the_save_returned(executor: ThreadPoolExecutor) -> None:
