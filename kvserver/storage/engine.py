@@ -8,8 +8,8 @@ Theory of operation
 - Sealing makes the active layer the *pending* one, and the commit thread writes it (sorted, one transaction, fsync) while a new active
   layer fills. There is never more than one pending layer, so memory is bounded by two layers.
 - A commit is due `interval_s` after the first write of a layer, and at once when it has `commit_count` changes or `commit_bytes` bytes.
-- At `max_buffer_bytes` in both layers together `has_room` turns false: the applier awaits `wait_room()` before the next entry. One entry
-  may exceed the bound by its own size.
+- At `max_buffer_bytes` in both layers together, or `commit_count` changes in the active layer while the other is still being written,
+  `has_room` turns false: the applier awaits `wait_room()` before the next entry. One entry may exceed the bounds by its own size.
 - `allow_commit_through(mark)` is the gate of durability.md: a sealed batch isn't written before the WAL holds all of it.
 - Out of space: the batch is kept and tried again every `retry_s`; any other failure is final (`on_fatal`).
 
@@ -45,7 +45,7 @@ class EngineConfig:
 
     quota_bytes: int = 2 << 30
     interval_s: float = 0.1
-    commit_count: int = 10_000
+    commit_count: int = 5_000
     commit_bytes: int = 4 << 20
     max_buffer_bytes: int = 16 << 20
     retry_s: float = 1.0
@@ -159,11 +159,13 @@ class Engine:
 
     @property
     def has_room(self) -> bool:
-        """Whether the buffer is below its hard bound (and the store has not failed)."""
-        return self.buffered_bytes < self._config.max_buffer_bytes and self._failure is None
+        """Whether the next entry may be written: the bytes are below their bound, and the changes are while a batch waits or is written."""
+        if self._failure is not None or self.buffered_bytes >= self._config.max_buffer_bytes:
+            return False
+        return self._pending is None or self._active.count < self._config.commit_count
 
     async def wait_room(self) -> None:
-        """Return when the write buffer is below its hard bound.
+        """Return when `has_room` holds.
 
         Raises:
             FatalError: the store has failed.

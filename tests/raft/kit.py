@@ -107,11 +107,18 @@ class Member:
             for committed in ready.committed_entries:
                 self.applied.append(committed)
                 if committed.type is not EntryType.NORMAL:
-                    self.raw.apply_conf_change(decode_conf_change(committed.type, committed.data))
+                    self._apply_conf_change(committed)
             self.read_states.extend((state.index, state.context) for state in ready.read_states)
             sent.extend(ready.messages)
             self.raw.advance()
         return sent
+
+    def _apply_conf_change(self, committed: Entry) -> None:
+        """Install the configuration, and begin the log behind it: a member that joins starts with a snapshot."""
+        state = self.raw.apply_conf_change(decode_conf_change(committed.type, committed.data))
+        if committed.index > self.storage.snapshot().metadata.index:
+            self.storage.create_snapshot(committed.index, state, b"")
+            self.storage.compact(committed.index)
 
     def step(self, kind: MessageType, from_: int, **fields: Any) -> list[Message]:
         """Step a message (of the member's own term unless given) and carry out what follows; what is to be sent."""
@@ -140,8 +147,8 @@ class Member:
 
     @property
     def applied_data(self) -> list[bytes]:
-        """What the state machine got, without the empty entries."""
-        return [each.data for each in self.applied if each.data]
+        """What the state machine got, without empty entries and configuration changes."""
+        return [each.data for each in self.applied if each.data and each.type is EntryType.NORMAL]
 
     def progress(self, node: int) -> Any:
         """The progress of a peer."""

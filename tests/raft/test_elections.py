@@ -257,7 +257,7 @@ def test_dueling_candidates_end_with_one_leader_and_the_better_log() -> None:
 
 
 def test_new_leader_overwrites_what_others_did_not_commit() -> None:
-    # Members 1 and 2 hold an entry of term 1; member 3 won term 2 with the votes of 4 and 5 and failed before it replicated its first entry.
+    # Members 1 and 2 hold an entry of term 1; member 3 won term 2 by the votes of 4 and 5 and failed before it sent its first entry.
     voted = HardState(term=Term(2), vote=NodeId(3))
     terms: dict[int, list[int]] = {1: [1], 2: [1], 3: [2], 4: [], 5: []}
     state = conf_state(range(1, 6))

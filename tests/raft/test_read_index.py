@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from raft import ConfigError, InvalidMessageError, Message, ReadOnlyOption
+from raft import ConfChangeTransition, ConfChangeV2, ConfigError, InvalidMessageError, Message, ReadOnlyOption
+from raft.describe import parse_changes
 from raft.read_only import MAX_WAITING_READS
 from raft.types import Index, NodeId, Term
 from tests.raft.kit import T, entry, leader, member, network, of_kind
@@ -98,9 +99,6 @@ def test_learners_do_not_confirm() -> None:
 
 
 def test_joint_configuration_needs_both_halves() -> None:
-    from raft import ConfChangeTransition, ConfChangeV2
-    from raft.describe import parse_changes
-
     found = committed_leader()
     found.raw.apply_conf_change(ConfChangeV2(transition=ConfChangeTransition.JOINT_EXPLICIT, changes=parse_changes("r2 r3 v4 v5")))
     found.raw.read_index(b"r")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raft import InvalidMessageError, MemoryStorage, SnapshotTemporarilyUnavailableError, StateType
+from raft import InvalidMessageError, MemoryStorage, Message, SnapshotTemporarilyUnavailableError, StateType
 from raft.types import ConfState, Index, NodeId, Snapshot, Term
 from tests.raft.kit import Member, T, conf_state, kinds, leader, member, network, of_kind, snapshot_at, storage_with
 
@@ -109,8 +109,6 @@ def test_snapshot_replaces_log_and_configuration() -> None:
 
 
 def test_answer_to_a_snapshot_waits_until_it_is_installed() -> None:
-    from raft import Message
-
     found = member(1, async_storage_writes=True)
     snapshot = snapshot_at(11, 1, conf_state([1, 2, 3]))
     found.raw.step(Message(type=T.SNAP, from_=NodeId(2), to=NodeId(1), term=Term(1), snapshot=snapshot))

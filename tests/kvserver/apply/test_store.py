@@ -184,6 +184,19 @@ async def test_compactions_that_come_during_a_removal_are_all_carried_out(machin
     assert [len(table) for table in left] == [1, 0, 1, 0, 0], "only the tombstone at the compacted revision stays, for watches"
 
 
+async def test_tombstone_at_the_compacted_revision_goes_with_the_next_compaction(machine: Any) -> None:
+    for request in (PutRequest(key=b"a"), DeleteRangeRequest(key=b"a"), CompactionRequest(revision=3)):
+        machine.apply(request)
+    await machine.store.wait_compacted(Revision(3))
+    sizes = [len(list(machine.store._engine.reader.iterate(table))) for table in range(1, len(TABLES))]
+    assert sizes == [1, 0, 1, 0, 0]
+    machine.apply(PutRequest(key=b"b"))
+    machine.apply(CompactionRequest(revision=4))
+    await machine.store.wait_compacted(Revision(4))
+    sizes = [len(list(machine.store._engine.reader.iterate(table))) for table in range(1, len(TABLES))]
+    assert sizes == [1, 1, 0, 0, 0]
+
+
 async def test_hash_that_a_compaction_overtakes_is_refused(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "HASH_SLICE", 2)
     for number in range(20):
