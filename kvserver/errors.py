@@ -140,6 +140,42 @@ class UnhealthyError(RequestError):
 # --- membership and leadership ---------------------------------------------------------------------------------------------------------
 
 
+class MemberNotFoundError(DeterministicError):
+    message = "etcdserver: member not found"
+
+
+class MemberIdExistsError(DeterministicError):
+    message = "etcdserver: member ID already exist"
+
+
+class PeerUrlExistsError(DeterministicError):
+    message = "etcdserver: Peer URLs already exists"
+
+
+class MemberNotLearnerError(DeterministicError):
+    message = "etcdserver: can only promote a learner member"
+
+
+class LearnerNotReadyError(RequestError):
+    message = "etcdserver: can only promote a learner member which is in sync with leader"
+
+
+class TooManyLearnersError(RequestError):
+    message = "etcdserver: too many learner members in cluster"
+
+
+class MemberUrlsInvalidError(RequestError):
+    message = "etcdserver: given member URLs are invalid"
+
+
+class NotEnoughStartedMembersError(RequestError):
+    message = "etcdserver: re-configuration failed due to not enough started members"
+
+
+class TimeoutLeaderTransferError(RequestError):
+    message = "etcdserver: request timed out, leader transfer took too long"
+
+
 class NotLeaderError(RequestError):
     message = "etcdserver: not leader"
 

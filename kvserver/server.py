@@ -20,7 +20,7 @@ from kvserver.clock import SystemClock
 from kvserver.config import ETCD_API_VERSION, ServerConfig
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
-from kvserver.node import Node, NodeStatus, StoreReader
+from kvserver.node import Node, NodeStatus, RemovedError, StoreReader
 from kvserver.pb import rpc_pb2
 from kvserver.rpc import GrpcLimits, GrpcServer, HttpServer, build_http_app, check_free
 from kvserver.types import Revision
@@ -99,6 +99,7 @@ class Server:
             reads=node.reads,
             reader=StoreReader(node.store),
             view=facts,
+            reconfiguration=node.reconfiguration,
             clock=SystemClock(),
             max_request_bytes=self._config.max_request_bytes,
             max_txn_ops=self._config.max_txn_ops,
@@ -119,8 +120,9 @@ class Server:
         failed = tasks["fail"]
         if failed.cancelled():
             return 0
-        self._log.fatal("the member stops", reason=str(failed.result()))
-        return 1
+        error = failed.result()
+        self._log.fatal("the member stops", reason=str(error))
+        return 0 if isinstance(error, RemovedError) else 1
 
     async def _open(self, node: Node, grpc: GrpcServer, api: Api) -> None:
         await node.wait_published()

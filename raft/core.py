@@ -16,6 +16,9 @@ Source: Ongaro's thesis, figure 3.1, 6.4.1, 9.6; etcd-io/raft doc.go on storage 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 from raft.candidate import step_candidate
 from raft.config import Config
 from raft.describe import message_type_name
@@ -32,13 +35,9 @@ from raft.sizes import entries_size_bytes, payload_size_bytes
 from raft.state import RaftState
 from raft.types import NO_NODE, Entry, EntryType, Index, Snapshot, Term
 
-_VOTE_REQUESTS = frozenset({MessageType.VOTE, MessageType.PRE_VOTE})
-_STEPS = {
-    StateType.FOLLOWER: step_follower,
-    StateType.CANDIDATE: step_candidate,
-    StateType.PRE_CANDIDATE: step_candidate,
-    StateType.LEADER: step_leader,
-}
+_VOTE_REQUESTS: Final = frozenset({MessageType.VOTE, MessageType.PRE_VOTE})
+_LEADER: Final = StateType.LEADER  # looking up a member of an enum costs more than a message's whole dispatch otherwise
+_FOLLOWER: Final = StateType.FOLLOWER
 
 
 def new_state(config: Config) -> RaftState:
@@ -87,23 +86,19 @@ def step(r: RaftState, message: Message) -> None:
     elif term and term < r.term:
         _answer_lower_term(r, message)
         return
-    kind = message.type
-    if kind in _VOTE_REQUESTS:
-        handle_vote_request(r, message)
-    elif kind is MessageType.STORAGE_APPEND_RESP:
-        if message.index:
-            r.log.unstable.stable_to(message.index, message.log_term)
-        if message.snapshot is not None:
-            _snapshot_applied(r, message.snapshot)
-    elif kind is MessageType.STORAGE_APPLY_RESP:
-        if message.entries:
-            entries = message.entries
-            _applied_to(r, entries[-1].index, entries_size_bytes(entries))
-            release_uncommitted(r, payload_size_bytes(entries))
-    elif kind is MessageType.HUP:
-        hup(r, Campaign.PRE_ELECTION if r.config.pre_vote else Campaign.ELECTION)
+    handler = _COMMON_HANDLERS.get(message.type)
+    if handler is not None:
+        handler(r, message)
+    elif r.state is _LEADER:
+        step_leader(r, message)
+    elif r.state is _FOLLOWER:
+        step_follower(r, message)
     else:
-        _STEPS[r.state](r, message)
+        step_candidate(r, message)
+
+
+def _handle_hup(r: RaftState, message: Message) -> None:
+    hup(r, Campaign.PRE_ELECTION if r.config.pre_vote else Campaign.ELECTION)
 
 
 def _enter_higher_term(r: RaftState, message: Message) -> bool:
@@ -150,6 +145,20 @@ def _answer_lower_term(r: RaftState, message: Message) -> None:
 # --- the storage has done its work ----------------------------------------------------------------
 
 
+def _handle_storage_append_response(r: RaftState, message: Message) -> None:
+    if message.index:
+        r.log.unstable.stable_to(message.index, message.log_term)
+    if message.snapshot is not None:
+        _snapshot_applied(r, message.snapshot)
+
+
+def _handle_storage_apply_response(r: RaftState, message: Message) -> None:
+    entries = message.entries
+    if entries:
+        _applied_to(r, entries[-1].index, entries_size_bytes(entries))
+        release_uncommitted(r, payload_size_bytes(entries))
+
+
 def _snapshot_applied(r: RaftState, snapshot: Snapshot) -> None:
     r.log.unstable.stable_snapshot_to(snapshot.metadata.index)
     _applied_to(r, snapshot.metadata.index, 0)
@@ -160,7 +169,7 @@ def _applied_to(r: RaftState, index: Index, size_bytes: int) -> None:
     applied = max(index, r.log.applied_index)
     r.log.applied_to(applied, size_bytes)
     config = r.tracker.config
-    if config.auto_leave and applied >= r.pending_conf_index and r.state is StateType.LEADER:
+    if config.auto_leave and applied >= r.pending_conf_index and r.state is _LEADER:
         # Without data the entry can't be refused for its size. If a transfer is under way it is refused: the next applied entry tries
         # again.
         leave = Entry(term=Term(0), index=Index(0), type=EntryType.CONF_CHANGE_V2)
@@ -170,6 +179,16 @@ def _applied_to(r: RaftState, index: Index, size_bytes: int) -> None:
             r.log_sink.debug(f"not initiating automatic transition out of joint configuration {config}: {error}")
         else:
             r.log_sink.info(f"initiating automatic transition out of joint configuration {config}")
+
+
+_COMMON_HANDLERS: Final[dict[MessageType, Callable[[RaftState, Message], None]]] = {
+    MessageType.VOTE: handle_vote_request,
+    MessageType.PRE_VOTE: handle_vote_request,
+    MessageType.HUP: _handle_hup,
+    MessageType.STORAGE_APPEND_RESP: _handle_storage_append_response,
+    MessageType.STORAGE_APPLY_RESP: _handle_storage_apply_response,
+}
+"""What is handled alike in every role."""
 
 
 # --- ticks ----------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def _has_unapplied_conf_change(r: RaftState) -> bool:
             page = log.slice(lo, hi, _SCAN_PAGE_BYTES)
         except (CompactedError, UnavailableError):
             return True  # can't tell now: a campaign can wait
-        if any(entry.type is not EntryType.NORMAL for entry in page):
+        if not page or any(entry.type is not EntryType.NORMAL for entry in page):
             return True
         lo = Index(lo + len(page))
     return False

@@ -32,7 +32,7 @@ class StepLocalMessageError(RaftError):
 
 
 class StepPeerNotFoundError(RaftError):
-    """A response came from a node that is not in the configuration (a removed member, or this member itself after its removal)."""
+    """A response came from a node that is not in the configuration, for example a removed member."""
 
     def __init__(self, message: str = "raft: cannot step as peer not found") -> None:
         super().__init__(message)

@@ -24,6 +24,8 @@ from raft.ready import ReadState, StateType
 from raft.state import RaftState
 from raft.types import NO_NODE, Entry, Index, Snapshot, Term
 
+_APP_RESP: Final = MessageType.APP_RESP
+
 
 def step_follower(r: RaftState, message: Message) -> None:
     """Handle a message of the current term as follower."""
@@ -45,19 +47,19 @@ def handle_append(r: RaftState, message: Message) -> None:
     """Take a MsgApp and answer it."""
     log = r.log
     if message.index < log.commit_index:
-        r.send(Message(type=MessageType.APP_RESP, to=message.from_, index=log.commit_index))
+        r.send(Message(type=_APP_RESP, to=message.from_, index=log.commit_index))
         return
     _check_entries(message.entries, message.index, message.log_term, message.term)
     last_new = log.maybe_append(message.index, message.log_term, message.commit, message.entries)
     if last_new is not None:
-        r.send(Message(type=MessageType.APP_RESP, to=message.from_, index=last_new))
+        r.send(Message(type=_APP_RESP, to=message.from_, index=last_new))
         return
     r.log_sink.debug(
         f"{r.id:x} [logterm: {log.try_term(message.index) or 0}, index: {message.index}] rejected MsgApp "
         f"[logterm: {message.log_term}, index: {message.index}] from {message.from_:x}"
     )
     hint, hint_term = log.find_conflict_by_term(Index(min(message.index, log.last_index)), message.log_term)
-    r.send(Message(type=MessageType.APP_RESP, to=message.from_, index=message.index, reject=True, reject_hint=hint, log_term=hint_term))
+    r.send(Message(type=_APP_RESP, to=message.from_, index=message.index, reject=True, reject_hint=hint, log_term=hint_term))
 
 
 def _check_entries(entries: Sequence[Entry], prev_index: Index, prev_term: Term, leader_term: Term) -> None:
@@ -87,7 +89,7 @@ def handle_snapshot(r: RaftState, message: Message) -> None:
     is_restored = _restore(r, snapshot, position)
     r.log_sink.info(f"{r.id:x} [commit: {r.log.commit_index}] {'restored' if is_restored else 'ignored'} snapshot {position}")
     index = r.log.last_index if is_restored else r.log.commit_index
-    r.send(Message(type=MessageType.APP_RESP, to=message.from_, index=index))
+    r.send(Message(type=_APP_RESP, to=message.from_, index=index))
 
 
 def _restore(r: RaftState, snapshot: Snapshot, position: str) -> bool:

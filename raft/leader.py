@@ -21,12 +21,14 @@ from raft.config import ReadOnlyOption
 from raft.describe import describe_conf_change
 from raft.errors import CodecError, InvalidMessageError, ProposalDroppedError
 from raft.messages import Message, MessageType
-from raft.progress import Progress, ProgressState
+from raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
 from raft.read_only import MAX_WAITING_READS
 from raft.ready import ReadState
 from raft.replication import append, broadcast_append, broadcast_heartbeat, maybe_commit, maybe_send_append, send_timeout_now
 from raft.state import RaftState
 from raft.types import NO_NODE, Entry, EntryType, Index, NodeId, Term
+
+_NORMAL: Final = EntryType.NORMAL
 
 
 def lead(r: RaftState) -> None:
@@ -81,14 +83,16 @@ def _handle_proposal(r: RaftState, message: Message) -> None:
     if r.lead_transferee != NO_NODE:
         r.log_sink.debug(f"{r.id:x} [term {r.term}] transfer leadership to {r.lead_transferee:x} is in progress; dropping proposal")
         raise ProposalDroppedError
+    pending_conf_index = r.pending_conf_index
     if not append(r, _with_permitted_conf_changes(r, message.entries)):
+        r.pending_conf_index = pending_conf_index
         raise ProposalDroppedError
     broadcast_append(r)
 
 
 def _with_permitted_conf_changes(r: RaftState, entries: Sequence[Entry]) -> Sequence[Entry]:
     """`entries`, with every configuration change that may not be made now replaced by an empty entry."""
-    if all(entry.type is EntryType.NORMAL for entry in entries):
+    if all(entry.type is _NORMAL for entry in entries):
         return entries
     last_index = r.log.last_index
     permitted = list(entries)
@@ -135,7 +139,7 @@ def _handle_append_response(r: RaftState, message: Message, progress: Progress) 
     if index > r.log.last_index:
         raise InvalidMessageError(f"{node:x} acknowledged index {index} beyond the log's end {r.log.last_index}")
     # An old position still says something about a member in PROBE: it is there, and may be replicated to again.
-    if not progress.maybe_update(index) and not (progress.match_index == index and progress.state is ProgressState.PROBE):
+    if not progress.maybe_update(index) and not (progress.match_index == index and progress.state is PROBE):
         return
     _advance_progress(r, node, progress, index)
     if maybe_commit(r):
@@ -153,17 +157,15 @@ def _handle_append_response(r: RaftState, message: Message, progress: Progress) 
 
 
 def _advance_progress(r: RaftState, node: NodeId, progress: Progress, index: Index) -> None:
-    match progress.state:
-        case ProgressState.PROBE:
-            progress.become_replicate()
-        case ProgressState.REPLICATE:
-            progress.inflights.free_through(index)
-        case ProgressState.SNAPSHOT:
-            # Whatever snapshot it took, it is enough if the log reaches back to it.
-            if progress.match_index + 1 >= r.log.first_index:
-                r.log_sink.debug(f"{r.id:x} recovered from needing snapshot, resumed sending replication messages to {node:x} [{progress}]")
-                progress.become_probe()
-                progress.become_replicate()
+    if progress.state is REPLICATE:
+        progress.inflights.free_through(index)
+    elif progress.state is PROBE:
+        progress.become_replicate()
+    elif progress.match_index + 1 >= r.log.first_index:
+        # Whatever snapshot it took, it is enough if the log reaches back to it.
+        r.log_sink.debug(f"{r.id:x} recovered from needing snapshot, resumed sending replication messages to {node:x} [{progress}]")
+        progress.become_probe()
+        progress.become_replicate()
 
 
 def _handle_rejection(r: RaftState, message: Message, progress: Progress) -> None:
@@ -179,7 +181,7 @@ def _handle_rejection(r: RaftState, message: Message, progress: Progress) -> Non
         hint = r.log.find_conflict_by_term(hint, message.log_term)[0]
     if progress.maybe_decrease(message.index, hint):
         r.log_sink.debug(f"{r.id:x} decreased progress of {node:x} to [{progress}]")
-        if progress.state is ProgressState.REPLICATE:
+        if progress.state is REPLICATE:
             progress.become_probe()
         maybe_send_append(r, node, send_if_empty=True)
 
@@ -188,7 +190,7 @@ def _handle_heartbeat_response(r: RaftState, message: Message, progress: Progres
     progress.is_recently_active = True
     progress.is_flow_paused = False
     # A full window, or a probe that was lost, is resolved by one more message, empty if need be.
-    if progress.match_index < r.log.last_index or progress.state is ProgressState.PROBE:
+    if progress.match_index < r.log.last_index or progress.state is PROBE:
         maybe_send_append(r, message.from_, send_if_empty=True)
     if message.context and r.config.read_only is ReadOnlyOption.SAFE:
         r.read_only.confirm(message.from_, message.context)
@@ -197,7 +199,7 @@ def _handle_heartbeat_response(r: RaftState, message: Message, progress: Progres
 
 
 def _handle_snapshot_status(r: RaftState, message: Message, progress: Progress) -> None:
-    if progress.state is not ProgressState.SNAPSHOT:
+    if progress.state is not SNAPSHOT:
         return
     if message.reject:
         progress.pending_snapshot = Index(0)  # before the change of state, which would probe behind a snapshot that never arrived
@@ -209,7 +211,7 @@ def _handle_snapshot_status(r: RaftState, message: Message, progress: Progress) 
 
 
 def _handle_unreachable(r: RaftState, message: Message, progress: Progress) -> None:
-    if progress.state is ProgressState.REPLICATE:
+    if progress.state is REPLICATE:
         progress.become_probe()
     r.log_sink.debug(f"{r.id:x} failed to send message to {message.from_:x} because it is unreachable [{progress}]")
 
@@ -220,16 +222,17 @@ def _handle_unreachable(r: RaftState, message: Message, progress: Progress) -> N
 def _handle_read_index(r: RaftState, message: Message) -> None:
     if len(message.entries) != 1:
         raise InvalidMessageError(f"MsgReadIndex from {message.from_:x} has {len(message.entries)} entries, not one")
-    if r.tracker.is_singleton:
-        _answer_read(r, message, r.log.commit_index)
-    elif r.log.has_current_term_commit(r.term):
+    if r.log.has_current_term_commit(r.term):
         _start_read(r, message)
     elif len(r.pending_read_requests) < MAX_WAITING_READS:
         r.pending_read_requests.append(message)
 
 
 def _start_read(r: RaftState, request: Message) -> None:
-    if r.config.read_only is ReadOnlyOption.LEASE_BASED:
+    # A single voter that leads needs nobody's word; one that was removed, and leads on, does. Unlike etcd-io/raft, even a single voter
+    # waits for its first commit: before it, a restart may have left the commit index behind writes that were acknowledged.
+    is_alone = r.tracker.is_singleton and r.id in r.tracker.config.voters
+    if is_alone or r.config.read_only is ReadOnlyOption.LEASE_BASED:
         _answer_read(r, request, r.log.commit_index)
         return
     r.read_only.add(request, r.log.commit_index)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from raft.config import LogSink
 from raft.errors import CompactedError, InvalidMessageError, UnavailableError
-from raft.sizes import count_within, entries_size_bytes, limit_size
+from raft.sizes import entries_size_bytes, take_within
 from raft.storage import Storage
 from raft.types import Entry, Index, Snapshot, Term
 from raft.unstable import Unstable
@@ -91,9 +91,12 @@ class RaftLog:
             CompactedError: below that range.
             UnavailableError: above it.
         """
-        term = self.unstable.term(index)
-        if term is not None:
-            return term
+        unstable = self.unstable
+        position = index - unstable.offset
+        if 0 <= position < len(unstable.entries):
+            return unstable.entries[position].term
+        if unstable.snapshot is not None and unstable.snapshot.metadata.index == index:
+            return unstable.snapshot.metadata.term
         if index + 1 < self.first_index:
             raise CompactedError
         if index > self.last_index:
@@ -124,6 +127,9 @@ class RaftLog:
 
     def entries(self, lo: Index, max_size_bytes: int) -> list[Entry]:
         """Entries from `lo` on, cut to `max_size_bytes` encoded but at least one, if there are any; raises as `slice` does."""
+        unstable = self.unstable
+        if lo >= unstable.offset:  # what is replicated while it is written: no copy but the message's own
+            return take_within(unstable.entries, lo - unstable.offset, len(unstable.entries), max_size_bytes)
         last = self.last_index
         return [] if lo > last else self.slice(lo, Index(last + 1), max_size_bytes)
 
@@ -141,7 +147,7 @@ class RaftLog:
         if lo >= offset:
             if hi > offset + len(unstable.entries):
                 raise UnavailableError
-            return limit_size(unstable.entries[lo - offset : hi - offset], max_size_bytes)
+            return take_within(unstable.entries, lo - offset, hi - offset, max_size_bytes)
         if lo < self.first_index:
             raise CompactedError
         if hi > self.last_index + 1:
@@ -151,10 +157,9 @@ class RaftLog:
         if hi <= offset or len(found) < cut - lo:
             return found
         room = max_size_bytes - entries_size_bytes(found)
-        tail = unstable.entries[: hi - offset]
-        if room <= 0 or (count_within(tail, room) == 1 and entries_size_bytes(tail[:1]) > room):
-            return found
-        found.extend(limit_size(tail, room))
+        tail = take_within(unstable.entries, 0, hi - offset, room)
+        if len(tail) > 1 or entries_size_bytes(tail) <= room:  # a first entry that does not fit passes only if nothing is before it
+            found.extend(tail)
         return found
 
     def snapshot(self) -> Snapshot:

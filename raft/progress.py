@@ -16,6 +16,7 @@ Source: Ongaro's thesis, 3.5 and 10.2.1; etcd-io/raft design.md.
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 from raft.inflights import Inflights
 from raft.types import Index
@@ -27,6 +28,12 @@ class ProgressState(Enum):
     PROBE = "StateProbe"
     REPLICATE = "StateReplicate"
     SNAPSHOT = "StateSnapshot"
+
+
+PROBE: Final = ProgressState.PROBE
+REPLICATE: Final = ProgressState.REPLICATE
+SNAPSHOT: Final = ProgressState.SNAPSHOT
+"""The states by names of their own: looking up a member of an enum is slow, and they are compared for every message."""
 
 
 class Progress:
@@ -55,7 +62,7 @@ class Progress:
     ) -> None:
         self.match_index = match_index
         self.next_index = next_index
-        self.state = ProgressState.PROBE
+        self.state = PROBE
         self.inflights = inflights
         self.is_learner = is_learner
         self.is_recently_active = is_recently_active
@@ -81,7 +88,7 @@ class Progress:
     @property
     def is_paused(self) -> bool:
         """Nothing may be sent now."""
-        return self.is_flow_paused or self.state is ProgressState.SNAPSHOT
+        return self.is_flow_paused or self.state is SNAPSHOT
 
     def _enter(self, state: ProgressState) -> None:
         self.is_flow_paused = False
@@ -92,18 +99,18 @@ class Progress:
     def become_probe(self) -> None:
         """Find out where the member's log ends: behind a snapshot under way, else behind what is known to match."""
         next_index = max(self.match_index, self.pending_snapshot) + 1
-        self._enter(ProgressState.PROBE)
+        self._enter(PROBE)
         self.next_index = Index(next_index)
         self._regress_sent_commit()
 
     def become_replicate(self) -> None:
         """Send as fast as the window allows, from behind what is known to match."""
-        self._enter(ProgressState.REPLICATE)
+        self._enter(REPLICATE)
         self.next_index = Index(self.match_index + 1)
 
     def become_snapshot(self, index: Index) -> None:
         """A snapshot that covers `index` is on its way."""
-        self._enter(ProgressState.SNAPSHOT)
+        self._enter(SNAPSHOT)
         self.pending_snapshot = index
         self.next_index = Index(index + 1)
         self.sent_commit = index
@@ -114,14 +121,14 @@ class Progress:
 
     def note_sent_entries(self, count: int, size_bytes: int) -> None:
         """A MsgApp with `count` entries of `size_bytes` payload was sent."""
-        if self.state is ProgressState.REPLICATE:
+        if self.state is REPLICATE:
             if count:
                 self.next_index = Index(self.next_index + count)
                 self.inflights.add(Index(self.next_index - 1), size_bytes)
             # A message that fills the window, or finds it full, is itself the probe: wait for a response or a heartbeat.
             self.is_flow_paused = self.inflights.is_full
         elif count:
-            assert self.state is ProgressState.PROBE, "nothing is sent to a member that awaits a snapshot"
+            assert self.state is PROBE, "nothing is sent to a member that awaits a snapshot"
             self.is_flow_paused = True
 
     def note_sent_commit(self, commit: Index) -> None:
@@ -143,7 +150,7 @@ class Progress:
 
     def maybe_decrease(self, rejected: Index, match_hint: Index) -> bool:
         """Step back after the member rejected the position `rejected` and hinted at `match_hint`; False if the rejection is stale."""
-        if self.state is ProgressState.REPLICATE:
+        if self.state is REPLICATE:
             if rejected <= self.match_index:
                 return False
             self.next_index = Index(self.match_index + 1)

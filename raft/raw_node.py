@@ -44,6 +44,10 @@ from raft.sizes import entries_size_bytes
 from raft.tracker import TrackerConfig
 from raft.types import NO_NODE, ConfState, Entry, HardState, Index, NodeId, Snapshot, Term
 
+_PROP: Final = MessageType.PROP
+_APP_RESP: Final = MessageType.APP_RESP
+_STORAGE_RESPONSES: Final = frozenset({MessageType.STORAGE_APPEND_RESP, MessageType.STORAGE_APPLY_RESP})
+
 _TERMLESS: Final = frozenset({MessageType.PROP, MessageType.READ_INDEX, MessageType.TRANSFER_LEADER, MessageType.FORGET_LEADER})
 """Messages from others that may come without a term."""
 
@@ -187,7 +191,7 @@ class RawNode:
         """
         term, index = Term(0), Index(0)
         entries = [Entry(term=term, index=index, data=data) for data in batch]
-        core.step(self._state, Message(type=MessageType.PROP, from_=self._state.id, entries=entries))
+        core.step(self._state, Message(type=_PROP, from_=self._state.id, entries=entries))
 
     def propose_conf_change(self, change: AnyConfChange) -> None:
         """Propose a change of the configuration; it takes effect when `apply_conf_change` is called for the committed entry.
@@ -216,18 +220,20 @@ class RawNode:
 
         Raises:
             StepLocalMessageError: its type is not for the network.
-            StepPeerNotFoundError: a response from a node that is not in the configuration.
+            StepPeerNotFoundError: a response from another node that is not in the configuration.
             InvalidMessageError: it contradicts the protocol.
             ProposalDroppedError: it was a forwarded proposal, and can't be taken now.
         """
         kind, sender = message.type, message.from_
         if is_local_target(sender):
-            if kind is not MessageType.STORAGE_APPEND_RESP and kind is not MessageType.STORAGE_APPLY_RESP:
+            if kind not in _STORAGE_RESPONSES:
                 raise InvalidMessageError(f"{kind.name} from a storage thread")
         elif is_local_message(kind):
             raise StepLocalMessageError
         elif is_response_message(kind) and sender not in self._state.tracker.progress:
-            raise StepPeerNotFoundError
+            if sender != self._state.id:
+                raise StepPeerNotFoundError
+            return  # a removed member's word to itself counts for nothing any more
         else:
             self._check(message)
         core.step(self._state, message)
@@ -241,9 +247,9 @@ class RawNode:
             raise InvalidMessageError(f"{kind.name} from {message.from_:x} has term {term} and index {message.index}")
         if message.snapshot is not None and message.snapshot.metadata.index > MAX_NUMBER:
             raise InvalidMessageError(f"snapshot index {message.snapshot.metadata.index} is out of range")
-        if message.from_ == NO_NODE and kind is not MessageType.PROP:
+        if message.from_ == NO_NODE and kind is not _PROP:
             raise InvalidMessageError(f"{kind.name} has no sender")
-        if message.from_ == self._state.id and (kind not in _TO_SELF or (message.reject and kind is MessageType.APP_RESP)):
+        if message.from_ == self._state.id and (kind not in _TO_SELF or (message.reject and kind is _APP_RESP)):
             raise InvalidMessageError(f"{kind.name} from this member itself")
 
     def report_unreachable(self, node: NodeId) -> None:

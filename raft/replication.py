@@ -11,15 +11,17 @@ Source: Ongaro's thesis, 3.5, 3.6.2, 10.2 (pipelining and writing in parallel).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from raft.errors import CompactedError, SnapshotTemporarilyUnavailableError, UnavailableError
 from raft.messages import Message, MessageType
-from raft.progress import Progress, ProgressState
+from raft.progress import REPLICATE, Progress
 from raft.sizes import payload_size_bytes
 from raft.state import RaftState
 from raft.types import Entry, Index, NodeId
 
-_APP = MessageType.APP
+_APP: Final = MessageType.APP
+_APP_RESP: Final = MessageType.APP_RESP
 
 
 def append(r: RaftState, entries: Sequence[Entry]) -> bool:
@@ -33,7 +35,7 @@ def append(r: RaftState, entries: Sequence[Entry]) -> bool:
         index = Index(index + 1)
         placed.append(Entry(term=term, index=index, type=entry.type, data=entry.data))
     r.log.append(placed)
-    r.send(Message(type=MessageType.APP_RESP, to=r.id, index=index))
+    r.send(Message(type=_APP_RESP, to=r.id, index=index))
     return True
 
 
@@ -78,7 +80,7 @@ def maybe_send_append(r: RaftState, to: NodeId, *, send_if_empty: bool) -> bool:
     try:
         previous_term = log.term(previous)
         # A full window lets only empty messages through: if all that filled it was lost, their rejection gets things going again.
-        if progress.state is not ProgressState.REPLICATE or not progress.inflights.is_full:
+        if progress.state is not REPLICATE or not progress.inflights.is_full:
             entries = log.entries(progress.next_index, r.config.max_size_per_msg_bytes)
     except CompactedError:
         return _maybe_send_snapshot(r, to, progress)

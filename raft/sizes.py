@@ -37,19 +37,20 @@ def payload_size_bytes(entries: Sequence[Entry]) -> int:
     return sum([len(entry.data) for entry in entries])
 
 
-def count_within(entries: Sequence[Entry], max_size_bytes: int) -> int:
-    """How many leading entries fit into `max_size_bytes` encoded; the first one always does."""
-    if not entries:
-        return 0
-    size = 0
-    for count, entry in enumerate(entries):
-        size += entry_size_bytes(entry)
-        if size > max_size_bytes:
-            return max(count, 1)
-    return len(entries)
+def take_within(entries: list[Entry], lo: int, hi: int, max_size_bytes: int) -> list[Entry]:
+    """A copy of the longest prefix of entries[lo:hi] that fits into `max_size_bytes` encoded, at least one entry if there are any.
+
+    Only what is returned is copied: a long tail costs nothing.
+    """
+    size, at = 0, lo
+    while at < hi:
+        size += entry_size_bytes(entries[at])
+        if size > max_size_bytes and at > lo:
+            break
+        at += 1
+    return entries[lo:at]
 
 
 def limit_size(entries: list[Entry], max_size_bytes: int) -> list[Entry]:
-    """The longest prefix that fits into `max_size_bytes` encoded, at least one entry; the list itself if all fit."""
-    count = count_within(entries, max_size_bytes)
-    return entries if count == len(entries) else entries[:count]
+    """The longest prefix that fits into `max_size_bytes` encoded, at least one entry, as a new list."""
+    return take_within(entries, 0, len(entries), max_size_bytes)

@@ -55,11 +55,11 @@ class Storage(Protocol):
 
 
 class MemoryStorage:
-    """A storage in memory, for tests and simulations."""
+    """A storage in memory, for tests and simulations. An empty log may start with a configuration (`conf_state`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, conf_state: ConfState | None = None) -> None:
         self._hard_state = EMPTY_HARD_STATE
-        self._snapshot = Snapshot()
+        self._snapshot = Snapshot(metadata=SnapshotMetadata(conf_state=conf_state or ConfState()))
         self._entries: list[Entry] = [Entry(term=Term(0), index=Index(0))]
 
     def initial_state(self) -> tuple[HardState, ConfState]:

@@ -4,7 +4,7 @@ Nothing here knows gRPC or HTTP; `kvserver.rpc` binds the handlers to a wire. Wh
 """
 
 from kvserver.api.health import Check, HealthReport, HealthService, Probes
-from kvserver.api.protocols import Call, ClusterView, KvReader, MemberStatus, Proposals, Reads
+from kvserver.api.protocols import Call, ClusterView, KvReader, MemberStatus, Proposals, Reads, Reconfiguration
 from kvserver.api.services import Api, MethodName, StreamHandler, UnaryHandler, build_api
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Probes",
     "Proposals",
     "Reads",
+    "Reconfiguration",
     "StreamHandler",
     "UnaryHandler",
     "build_api",

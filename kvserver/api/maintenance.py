@@ -7,11 +7,11 @@ read, so that a client that asks any member hears the same; raising and clearing
 from __future__ import annotations
 
 from kvserver.api.guard import Guard
-from kvserver.api.protocols import Call, ClusterView, KvReader, Reads
+from kvserver.api.protocols import Call, ClusterView, KvReader, Reads, Reconfiguration
 from kvserver.config import ETCD_API_VERSION
 from kvserver.errors import NoLeaderError, UnimplementedError
 from kvserver.pb import rpc_pb2
-from kvserver.types import Revision
+from kvserver.types import NodeId, Revision
 from raft.types import NO_NODE
 
 __all__ = ["MaintenanceService"]
@@ -22,11 +22,12 @@ _STORAGE_VERSION = ".".join(ETCD_API_VERSION.split(".")[:2]) + ".0"
 class MaintenanceService:
     """The handlers of `Maintenance`."""
 
-    def __init__(self, *, guard: Guard, reads: Reads, reader: KvReader, view: ClusterView) -> None:
+    def __init__(self, *, guard: Guard, reads: Reads, reader: KvReader, view: ClusterView, reconfiguration: Reconfiguration) -> None:
         self._guard = guard
         self._reads = reads
         self._reader = reader
         self._view = view
+        self._reconfiguration = reconfiguration
 
     async def status(self, request: rpc_pb2.StatusRequest, call: Call) -> rpc_pb2.StatusResponse:
         """This member as it is."""
@@ -57,6 +58,15 @@ class MaintenanceService:
         """The hash of this member's keys and values up to a revision; equal on all members that have applied it."""
         self._guard.admit(call)
         response = await self._reader.hash_kv(Revision(request.revision))
+        self._guard.fill(response.header)
+        return response
+
+    async def move_leader(self, request: rpc_pb2.MoveLeaderRequest, call: Call) -> rpc_pb2.MoveLeaderResponse:
+        """Hand leadership to another voter; answered when it leads. The leader only."""
+        self._guard.admit(call)
+        await self._reconfiguration.move_leader(NodeId(request.targetID))
+        response = rpc_pb2.MoveLeaderResponse()
+        response.header.revision = self._view.status().revision
         self._guard.fill(response.header)
         return response
 

@@ -17,7 +17,7 @@ from kvserver.commands import CommandKind
 from kvserver.pb import rpc_pb2
 from kvserver.types import ClusterId, Index, Member, NodeId, Revision, Term
 
-__all__ = ["Call", "ClusterView", "KvReader", "MemberStatus", "Proposals", "Reads"]
+__all__ = ["Call", "ClusterView", "KvReader", "MemberStatus", "Proposals", "Reads", "Reconfiguration"]
 
 
 class Call(Protocol):
@@ -53,6 +53,16 @@ class Proposals(Protocol):
         Raises:
             RequestError: the deterministic refusal of apply, or an availability error whose outcome is unknown.
         """
+
+
+class Reconfiguration(Protocol):
+    """The way to another membership or another leader. All raise `RequestError` leaves; peer URLs are checked by the caller."""
+
+    async def add(self, peer_urls: Sequence[str], *, is_learner: bool, deadline_s: float) -> Member: ...
+    async def remove(self, target: NodeId, *, deadline_s: float) -> None: ...
+    async def update(self, target: NodeId, peer_urls: Sequence[str], *, deadline_s: float) -> None: ...
+    async def promote(self, target: NodeId, *, deadline_s: float) -> None: ...
+    async def move_leader(self, to: NodeId) -> None: ...
 
 
 class Reads(Protocol):

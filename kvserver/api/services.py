@@ -16,7 +16,7 @@ from kvserver.api.guard import Guard
 from kvserver.api.health import HealthService, Probes
 from kvserver.api.kv import KvService
 from kvserver.api.maintenance import MaintenanceService
-from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads
+from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads, Reconfiguration
 from kvserver.clock import Clock
 
 __all__ = ["Api", "MethodName", "StreamHandler", "UnaryHandler", "build_api"]
@@ -44,6 +44,7 @@ def build_api(
     reads: Reads,
     reader: KvReader,
     view: ClusterView,
+    reconfiguration: Reconfiguration,
     clock: Clock,
     max_request_bytes: int,
     max_txn_ops: int,
@@ -54,8 +55,8 @@ def build_api(
     kv = KvService(
         guard=guard, proposals=proposals, reads=reads, reader=reader, max_request_bytes=max_request_bytes, max_txn_ops=max_txn_ops
     )
-    maintenance = MaintenanceService(guard=guard, reads=reads, reader=reader, view=view)
-    cluster = ClusterService(guard=guard, reads=reads, view=view)
+    maintenance = MaintenanceService(guard=guard, reads=reads, reader=reader, view=view, reconfiguration=reconfiguration)
+    cluster = ClusterService(guard=guard, reads=reads, view=view, reconfiguration=reconfiguration)
     health = HealthService()
     return Api(
         unary={
@@ -67,7 +68,12 @@ def build_api(
             ("Maintenance", "Status"): maintenance.status,
             ("Maintenance", "HashKV"): maintenance.hash_kv,
             ("Maintenance", "Alarm"): maintenance.alarm,
+            ("Maintenance", "MoveLeader"): maintenance.move_leader,
             ("Cluster", "MemberList"): cluster.member_list,
+            ("Cluster", "MemberAdd"): cluster.member_add,
+            ("Cluster", "MemberRemove"): cluster.member_remove,
+            ("Cluster", "MemberUpdate"): cluster.member_update,
+            ("Cluster", "MemberPromote"): cluster.member_promote,
             ("Health", "Check"): health.check,
         },
         server_streams={("Health", "Watch"): health.watch},

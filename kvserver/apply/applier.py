@@ -10,19 +10,19 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple, assert_never, cast
 
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as PbMessage
 
+from kvserver.apply.meta import Membership
 from kvserver.apply.store import Store
 from kvserver.commands import Command, CommandKind, ProposalId, decode
 from kvserver.errors import DeterministicError, FatalError
 from kvserver.pb.internal_pb2 import MemberAttributes
 from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest
-from kvserver.types import ConfState, Index, Member, NodeId, Term
+from kvserver.types import ConfState, Index, NodeId, Term
 
 
 class UnreadablePayloadError(FatalError):
@@ -82,19 +82,14 @@ class Applier:
         store.end_entry(index, term)
         return AppliedResult(command.id, result)
 
-    def apply_conf_state(self, index: Index, term: Term, conf_state: ConfState, members: Mapping[NodeId, Member] | None = None) -> None:
-        """Apply a configuration change: record the configuration and, if given, the members that follow from it.
-
-        Ids that were members and are none any more are remembered as removed.
-        """
+    def apply_conf_state(self, index: Index, term: Term, conf_state: ConfState, membership: Membership | None = None) -> None:
+        """Apply a configuration change: record the configuration and, if given, the membership that follows from it."""
         store = self._store
         if index != store.applied_index + 1:
             raise OutOfOrderError(index, store.applied_index)
         store.set_conf_state(conf_state)
-        if members is not None:
-            old = store.membership
-            removed = old.removed_ids | (old.members.keys() - members.keys())
-            store.set_membership(replace(old, members=dict(members), removed_ids=frozenset(removed)))
+        if membership is not None:
+            store.set_membership(membership)
         store.end_entry(index, term)
 
     def _execute(self, index: Index, command: Command) -> PbMessage:

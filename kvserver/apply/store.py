@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from kvserver.apply import meta
+from kvserver.apply.inspection import inspect, position_of, read_meta
 from kvserver.apply.meta import Membership, Meta
-from kvserver.errors import CorruptError
+from kvserver.errors import CorruptError, RequestTimeoutError
 from kvserver.mvcc import META, TABLES, KvHash, Mvcc, RangeTooLargeError, Snapshot, execute_range
 from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse
 from kvserver.storage import (
@@ -30,10 +31,8 @@ from kvserver.storage import (
     EngineConfig,
     EngineHooks,
     ReadView,
-    StoreUnreadableError,
-    read_only_env,
+    ViewExpiredError,
 )
-from kvserver.storage.reader import LayeredReader
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision, Term
 from raft.types import SnapshotMetadata
 
@@ -68,6 +67,7 @@ class Store:
         self._report_corrupt = on_corrupt
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(READ_THREADS, "store-read")
+        self._read_slots = asyncio.Semaphore(READ_THREADS)  # a view is made when a thread is free for it, not before
         self._slice_handle: asyncio.Handle | None = None
         self._compaction_waiters: list[tuple[Revision, asyncio.Future[None]]] = []
         self._on_compacted: Callable[[Revision], None] | None = None
@@ -184,6 +184,10 @@ class Store:
         """Commit what is buffered as soon as possible."""
         self._engine.request_commit()
 
+    async def commit(self) -> None:
+        """Commit everything written so far; return when it is on disk. Raises FatalError."""
+        await self._engine.commit()
+
     async def wait_durable(self, index: Index) -> None:
         """Return when the effects of all entries up to `index` are on disk; asks for no commit itself. Raises FatalError."""
         if index > self._durable_index:
@@ -200,18 +204,21 @@ class Store:
         return self.mvcc.range(request)
 
     async def read(self, request: RangeRequest) -> RangeResponse:
-        """Answer a range: on the loop if it touches few keys, else in a thread, as of the state when it is called.
+        """Answer a range: on the loop if it touches few keys, else in a thread, as of one state not older than the call.
 
         Raises:
             EmptyKeyError, FutureRevisionError, CompactedError, CorruptError.
-            ViewExpiredError: it takes longer than a view may live.
+            RequestTimeoutError: it takes longer than a view may live, or the store is being closed or replaced.
         """
         try:
             return self.mvcc.range(request, scan_budget=SCAN_BUDGET)
         except RangeTooLargeError:
-            view = self._engine.read_view()
-            state = self.mvcc.snapshot(view)
-            return await self._loop.run_in_executor(self._threads, _read, view, state, request)
+            async with self._read_slots:
+                view, state = self.read_view()
+                try:
+                    return await self._loop.run_in_executor(self._threads, _read, view, state, request)
+                except ViewExpiredError as error:
+                    raise RequestTimeoutError from error
 
     def read_view(self) -> tuple[ReadView, Snapshot]:
         """The present state for another thread: a view, which the caller closes, and the snapshot that reads through it."""
@@ -223,13 +230,18 @@ class Store:
 
         Raises:
             FutureRevisionError, CompactedError (also when a compaction passes while it is being computed), CorruptError.
+            RequestTimeoutError: the store is being closed or replaced.
         """
         current = self.current_revision
         hasher = KvHash(self.mvcc.snapshot(), revision)
         more = True
         while more:
-            view, state = self.read_view()
-            more = await self._loop.run_in_executor(self._threads, _hash_slice, view, state, hasher)
+            async with self._read_slots:
+                view, state = self.read_view()
+                try:
+                    more = await self._loop.run_in_executor(self._threads, _hash_slice, view, state, hasher)
+                except ViewExpiredError as error:
+                    raise RequestTimeoutError from error
         return HashResult(
             hash=hasher.value,
             revision=Revision(hasher.revision),
@@ -239,8 +251,17 @@ class Store:
 
     # --- writing, for the Applier --------------------------------------------------------------------------------------------------------
 
-    def bootstrap(self, cluster_id: ClusterId, members: Mapping[NodeId, Member], conf_state: ConfState, *, cluster_token: str = "") -> None:
-        """Give a new store its cluster: the state before the first entry.
+    def bootstrap(
+        self,
+        cluster_id: ClusterId,
+        members: Mapping[NodeId, Member],
+        conf_state: ConfState,
+        *,
+        index: Index = Index(0),
+        term: Term = Term(0),
+        cluster_token: str = "",
+    ) -> None:
+        """Give a new store its cluster: the state through `index`, before the first entry that is applied.
 
         Raises:
             ValueError: the store isn't empty.
@@ -249,7 +270,7 @@ class Store:
             raise ValueError("only an empty store can be bootstrapped")
         self.set_conf_state(conf_state)
         self.set_membership(Membership(cluster_id=cluster_id, members=dict(members), cluster_token=cluster_token))
-        self.end_entry(Index(0), Term(0))
+        self.end_entry(index, term)
 
     def end_entry(self, index: Index, term: Term) -> None:
         """The entry at `index` is applied: record that in the same batch as its effects. Raises FatalError if the store has failed."""
@@ -333,7 +354,7 @@ class Store:
         Blocking: call it in a thread. Raises OSError, StoreUnreadableError.
         """
         self._engine.copy_to(path)
-        return _metadata(inspect(path))
+        return position_of(inspect(path))
 
     async def install(self, path: Path) -> SnapshotMetadata:
         """Verify the copy `path`, then replace everything by it; it must lie on the store's file system and is moved away.
@@ -347,7 +368,8 @@ class Store:
             self._slice_handle.cancel()
             self._slice_handle = None
         self._load()
-        return _metadata(found)
+        self._engine.hooks.on_durable(found.index)
+        return position_of(found)
 
     async def close(self, *, commit: bool = True) -> None:
         """Commit what is buffered (unless told not to) and close; reads in threads are ended first."""
@@ -366,7 +388,7 @@ class Store:
         return Index(max(self._opened_index, self._engine.durable_mark))
 
     def _load(self) -> None:
-        found = _read_meta(self._engine.reader, self._engine.path)
+        found = read_meta(self._engine.reader, self._engine.path)
         self._initialised = found is not None
         state = found or Meta()
         self._index, self._term = state.index, state.term
@@ -374,41 +396,6 @@ class Store:
         self._conf_state, self._membership = state.conf_state, state.membership
         self.mvcc = Mvcc(self._engine, current_revision=state.revision, on_corrupt=self._report_corrupt)
         self.start_removal()
-
-
-def inspect(path: Path) -> Meta:
-    """Read the meta of a store that nobody has open: a copy.
-
-    Raises:
-        StoreUnreadableError: not an intact store.
-    """
-    env = read_only_env(path, tables=len(TABLES))
-    try:
-        try:
-            db = env.open_db(TABLES[META], create=False)
-        except Exception as error:
-            raise StoreUnreadableError(path, f"it has no meta table: {error}") from error
-        reader = LayeredReader(env, [db], ())
-        try:
-            found = _read_meta(reader, path)
-        finally:
-            reader.close()
-    finally:
-        env.close()
-    if found is None:
-        raise StoreUnreadableError(path, "it is empty")
-    return found
-
-
-def _read_meta(reader: meta.MetaReader, path: Path) -> Meta | None:
-    try:
-        return meta.read(reader)
-    except ValueError as error:
-        raise StoreUnreadableError(path, str(error)) from error
-
-
-def _metadata(found: Meta) -> SnapshotMetadata:
-    return SnapshotMetadata(index=found.index, term=found.term, conf_state=found.conf_state)
 
 
 def _read(view: ReadView, state: Snapshot, request: RangeRequest) -> RangeResponse:

@@ -15,6 +15,7 @@ from kvserver.errors import KvError
 
 INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
+UINT64_MAX: Final = 2**64 - 1
 
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
@@ -60,6 +61,18 @@ def parse_int(text: str, base: int = 10) -> int:
         raise GoSyntaxError(failed + "invalid syntax")
     value = -int(digits, base) if text.startswith("-") else int(digits, base)
     if not INT64_MIN <= value <= INT64_MAX:
+        raise GoSyntaxError(failed + "value out of range")
+    return value
+
+
+def parse_uint(text: str, base: int = 10) -> int:
+    """Go's ParseUint for 64 bits: digits only, neither sign nor prefix."""
+    failed = f"strconv.ParseUint: parsing {quote(to_bytes(text))}: "
+    allowed = "0123456789abcdef"[:base]
+    if not text or any(char not in allowed for char in text.lower()):
+        raise GoSyntaxError(failed + "invalid syntax")
+    value = int(text, base)
+    if value > UINT64_MAX:
         raise GoSyntaxError(failed + "value out of range")
     return value
 

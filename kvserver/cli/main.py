@@ -25,6 +25,9 @@ COMMANDS: Final = {
     "endpoint": LazyCommand(module="kvserver.cli.endpoint", attribute="endpoint", summary="Endpoint related commands"),
     "get": LazyCommand(module="kvserver.cli.kv", attribute="get", summary="Gets the key or a range of keys"),
     "member": LazyCommand(module="kvserver.cli.member", attribute="member", summary="Membership related commands"),
+    "move-leader": LazyCommand(
+        module="kvserver.cli.move_leader", attribute="move_leader", summary="Transfers leadership to another member of the cluster"
+    ),
     "put": LazyCommand(module="kvserver.cli.kv", attribute="put", summary="Puts the given key into the store"),
     "txn": LazyCommand(module="kvserver.cli.txn", attribute="txn", summary="Processes all the requests in one transaction"),
     "version": LazyCommand(module="kvserver.cli.version_command", attribute="version", summary="Prints the version of kvctl"),

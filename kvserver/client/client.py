@@ -11,6 +11,7 @@ Rules: reads go to the next endpoint until the deadline; mutations only while th
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -127,6 +128,29 @@ class Client:
     async def member_list(self, *, linearizable: bool = True) -> pb.MemberListResponse:
         """The members, as the quorum (or, not `linearizable`, the answering member) knows them."""
         return await self.call(methods.MEMBER_LIST, pb.MemberListRequest(linearizable=linearizable))
+
+    async def member_add(self, peer_urls: Sequence[str], *, learner: bool = False) -> pb.MemberAddResponse:
+        """Add a member that will listen for its peers at `peer_urls`, as a learner or with a vote at once. Its id is in the answer.
+
+        Repeating it after an unknown outcome may add a second member: look at `member_list` first.
+        """
+        return await self.call(methods.MEMBER_ADD, pb.MemberAddRequest(peerURLs=peer_urls, isLearner=learner))
+
+    async def member_remove(self, member_id: int) -> pb.MemberRemoveResponse:
+        """Remove a member for good; its id never comes back."""
+        return await self.call(methods.MEMBER_REMOVE, pb.MemberRemoveRequest(ID=member_id))
+
+    async def member_update(self, member_id: int, peer_urls: Sequence[str]) -> pb.MemberUpdateResponse:
+        """Replace all of a member's peer URLs."""
+        return await self.call(methods.MEMBER_UPDATE, pb.MemberUpdateRequest(ID=member_id, peerURLs=peer_urls))
+
+    async def member_promote(self, member_id: int) -> pb.MemberPromoteResponse:
+        """Give a learner that has caught up its vote."""
+        return await self.call(methods.MEMBER_PROMOTE, pb.MemberPromoteRequest(ID=member_id))
+
+    async def move_leader(self, endpoint: str, target_id: int) -> pb.MoveLeaderResponse:
+        """Have the leader, which must be the member at `endpoint`, hand over to another voter. Returns once that one leads."""
+        return await self.call_endpoint(endpoint, methods.MOVE_LEADER, pb.MoveLeaderRequest(targetID=target_id))
 
     async def status(self, endpoint: str) -> pb.StatusResponse:
         """One member's state."""

@@ -36,8 +36,15 @@ COMPACT: Final = Method(path="/etcdserverpb.KV/Compact", request=pb.CompactionRe
 MEMBER_LIST: Final = Method(
     path="/etcdserverpb.Cluster/MemberList", request=pb.MemberListRequest, response=pb.MemberListResponse, read_only=True
 )
+MEMBER_ADD: Final = Method(path="/etcdserverpb.Cluster/MemberAdd", request=pb.MemberAddRequest, response=pb.MemberAddResponse)
+MEMBER_REMOVE: Final = Method(path="/etcdserverpb.Cluster/MemberRemove", request=pb.MemberRemoveRequest, response=pb.MemberRemoveResponse)
+MEMBER_UPDATE: Final = Method(path="/etcdserverpb.Cluster/MemberUpdate", request=pb.MemberUpdateRequest, response=pb.MemberUpdateResponse)
+MEMBER_PROMOTE: Final = Method(
+    path="/etcdserverpb.Cluster/MemberPromote", request=pb.MemberPromoteRequest, response=pb.MemberPromoteResponse
+)
 STATUS: Final = Method(path="/etcdserverpb.Maintenance/Status", request=pb.StatusRequest, response=pb.StatusResponse, read_only=True)
 HASH_KV: Final = Method(path="/etcdserverpb.Maintenance/HashKV", request=pb.HashKVRequest, response=pb.HashKVResponse, read_only=True)
+MOVE_LEADER: Final = Method(path="/etcdserverpb.Maintenance/MoveLeader", request=pb.MoveLeaderRequest, response=pb.MoveLeaderResponse)
 ALARM_GET: Final = Method(path="/etcdserverpb.Maintenance/Alarm", request=pb.AlarmRequest, response=pb.AlarmResponse, read_only=True)
 AUTHENTICATE: Final = Method(
     path="/etcdserverpb.Auth/Authenticate", request=pb.AuthenticateRequest, response=pb.AuthenticateResponse, read_only=True

@@ -15,7 +15,7 @@ Theory of operation
     0   8   scheduled: the compacted revision, -1 if never
     8   8   finished: the removal is complete through it
     16  8   target: the removal under way, equal to finished if none is
-    24  16  cursor: the first revision of the running removal that isn't done
+    24  16  cursor: the first revision of the running removal that isn't done, zeros if none runs
 
 Source: etcd's mvcc (scheduled and finished compaction); the walk by predecessors is ours.
 """
@@ -104,6 +104,7 @@ class Compactor:
             changes.append(_Change(revision, header, key))
         self._remove(changes)
         self.finished = self._target
+        self._cursor = NO_REVISION
         if self.pending:
             self._begin()
         self._save()

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, NoReturn
 from kvserver.errors import CompactedError, CorruptError, EmptyKeyError, FutureRevisionError
 from kvserver.mvcc import keyspace, layout
 from kvserver.mvcc.check import range_bounds
-from kvserver.mvcc.layout import HISTORY, KEY, REV, Entry
+from kvserver.mvcc.layout import HISTORY, REV, Entry
 from kvserver.pb.kv_pb2 import KeyValue
 from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse, ResponseHeader
 from kvserver.storage import Reader
@@ -160,18 +160,11 @@ def execute_range(state: Snapshot, request: RangeRequest, *, scan_budget: int | 
                 _append(state, response, found, keys_only=request.keys_only)
         return response
     lo, hi = range_bounds(request.key, request.range_end)
-    if request.count_only and revision >= state.revision and (scan_budget is None or _fits(state, lo, hi, scan_budget)):
+    if request.count_only and revision >= state.revision and scan_budget is None:
         response.count = keyspace.count(state.reader, lo, hi)
         return response
     _fill(state, request, response, lo, hi, revision, scan_budget)
     return response
-
-
-def _fits(state: Snapshot, lo: bytes, hi: bytes | None, budget: int) -> bool:
-    for position, _ in enumerate(state.reader.iterate(KEY, lo, hi)):
-        if position >= budget:
-            raise RangeTooLargeError
-    return True
 
 
 def _fill(

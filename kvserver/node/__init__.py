@@ -1,7 +1,7 @@
 """The node: the asyncio shell round raft's core. See docs/architecture/node.md."""
 
-from kvserver.node.node import Node
+from kvserver.node.node import Node, RemovedError
 from kvserver.node.reader import StoreReader
 from kvserver.node.status import NodeStatus
 
-__all__ = ["Node", "NodeStatus", "StoreReader"]
+__all__ = ["Node", "NodeStatus", "RemovedError", "StoreReader"]

@@ -4,6 +4,8 @@ Rules
 - The store is opened first: its applied index is the truth about what is applied. The WAL is opened against it and refuses what would
   lose an acknowledged entry. What the directory says wins over the flags, except where the flags show that it is another cluster's
   (docs/adr/0003).
+- A cluster is founded at index 1, term 1, with the founding members as its state there: the log begins at 2, so whoever joins later
+  starts from a snapshot, which holds the membership, and never from a log that does not.
 - A new member creates its WAL atomically; the store follows with its first commit. A WAL without a store is applied again from its first
   entry, if it still has that (a crash right after the founding, or a store that was lost); otherwise the start is refused.
 - A snapshot that the WAL's marker names but the store does not hold yet is installed before anything else.
@@ -24,13 +26,17 @@ from kvserver.errors import KvError
 from kvserver.logs import Logger
 from kvserver.node.compaction import WindowLimits
 from kvserver.node.directory import DataDirectory
+from kvserver.node.joining import ask_cluster
 from kvserver.node.log_window import LogWindow
 from kvserver.node.membership import cluster_id, conf_state_of, initial_members
 from kvserver.node.window_loader import WindowLoader
 from kvserver.snapshot import cleanup, list_received
-from kvserver.types import ClusterId, Member, NodeId
-from raft.types import HardState, Index
-from wal import Metadata, Recovered, Wal, read_metadata
+from kvserver.types import ClusterId, ConfState, Member, NodeId
+from raft.types import HardState, Index, Term
+from wal import Marker, Metadata, Recovered, Wal, read_metadata
+
+FOUNDING: Final = Marker(Index(1), Term(1))
+"""The position that all founding members start from."""
 
 DEFAULT_CLUSTER_TOKEN: Final = "etcd-cluster"
 
@@ -57,37 +63,75 @@ async def begin(config: ServerConfig, directory: DataDirectory, store: Store, li
         log.info("removed unfinished snapshot files of an earlier run", count=len(removed))
     if Wal.exists(directory.wal):
         return await _restart(config, directory, store, limits, log)
-    if store.applied_index > 0:
+    if store.applied_index > FOUNDING.index:
         raise BootstrapError(
             f"the WAL directory {directory.wal} is missing or empty, but the store {directory.store} holds {store.applied_index} "
             "applied entries: put the WAL back; if it is lost for good, "
             "remove this member from the cluster and add it anew with an empty data directory"
         )
+    if config.initial_cluster_state == "existing":
+        return await _join(config, directory, store, log)
     return _found(config, directory, store, log)
 
 
 def _found(config: ServerConfig, directory: DataDirectory, store: Store, log: Logger) -> Origin:
     """The first start of a member of a new cluster."""
-    if config.initial_cluster_state != "new":
-        raise BootstrapError(
-            "--initial-cluster-state=existing: joining a running cluster is not supported by this version; "
-            "start the member with the cluster's other initial members (state new)"
-        )
     config.check_bootstrap()
     members = members_of(config)
     own = next(member for member in members.values() if member.name == config.name)
     identity = cluster_id(members)
     if store.is_empty:
-        store.bootstrap(identity, members, conf_state_of(members), cluster_token=config.initial_cluster_token)
+        _give_founding_state(config, store, identity, members)
     elif store.cluster_id != identity:
         raise BootstrapError(
             f"the store {directory.store} was begun for another cluster, {store.cluster_id:x}, the flags mean {identity:x}: "
             "remove the data directory (nothing was ever written to it) and start again"
         )
-    wal = Wal.create(directory.wal, Metadata(cluster_id=identity, member_id=own.id), segment_size_bytes=config.wal_segment_bytes)
-    window = LogWindow(hard_state=HardState(), conf_state=store.conf_state, durable=lambda: (store.durable_index, store.conf_state))
+    metadata = Metadata(cluster_id=identity, member_id=own.id)
+    wal = Wal.create(directory.wal, metadata, marker=FOUNDING, segment_size_bytes=config.wal_segment_bytes)
+    hard_state = HardState(term=FOUNDING.term, commit=FOUNDING.index)
     log.info("founded a new cluster", cluster_id=f"{identity:x}", member_id=f"{own.id:x}", members=len(members))
-    return Origin(cluster_id=identity, member_id=own.id, wal=wal, window=window, hard_state=HardState())
+    return Origin(cluster_id=identity, member_id=own.id, wal=wal, window=_window_behind(FOUNDING, hard_state, store), hard_state=hard_state)
+
+
+async def _join(config: ServerConfig, directory: DataDirectory, store: Store, log: Logger) -> Origin:
+    """The first start of a member that was added to a running cluster: an empty log, and the members to be found by; all else comes by
+    snapshot."""
+    invitation = await ask_cluster(config)
+    if store.is_empty:
+        store.bootstrap(invitation.cluster_id, invitation.members, ConfState())
+    metadata = Metadata(cluster_id=invitation.cluster_id, member_id=invitation.member_id)
+    wal = Wal.create(directory.wal, metadata, segment_size_bytes=config.wal_segment_bytes)
+    log.info("joining a running cluster", cluster_id=f"{invitation.cluster_id:x}", member_id=f"{invitation.member_id:x}")
+    return Origin(
+        cluster_id=invitation.cluster_id,
+        member_id=invitation.member_id,
+        wal=wal,
+        window=_window_behind(Marker(Index(0), Term(0)), HardState(), store),
+        hard_state=HardState(),
+    )
+
+
+def _give_founding_state(config: ServerConfig, store: Store, identity: ClusterId, members: Mapping[NodeId, Member]) -> None:
+    """What every founding member's store holds before the first entry."""
+    store.bootstrap(
+        identity,
+        members,
+        conf_state_of(members),
+        index=FOUNDING.index,
+        term=FOUNDING.term,
+        cluster_token=config.initial_cluster_token,
+    )
+
+
+def _window_behind(marker: Marker, hard_state: HardState, store: Store) -> LogWindow:
+    return LogWindow(
+        first_index=Index(marker.index + 1),
+        prev_term=marker.term,
+        hard_state=hard_state,
+        conf_state=store.conf_state,
+        durable=lambda: (store.durable_index, store.conf_state),
+    )
 
 
 async def _restart(config: ServerConfig, directory: DataDirectory, store: Store, limits: WindowLimits, log: Logger) -> Origin:
@@ -135,12 +179,18 @@ async def _complete_store(
         await _finish_install(directory, store, marker.index, log)
     elif store.is_empty:
         _bootstrap_again(config, directory, store, metadata, recovered)
+    elif recovered.first_index > store.applied_index + 1:
+        raise BootstrapError(
+            f"the WAL {directory.wal} begins at index {recovered.first_index}, the store {directory.store} is at index "
+            f"{store.applied_index}: what lies between is lost on this member. "
+            "Remove it from the cluster and add it anew with an empty data directory"
+        )
 
 
 def _bootstrap_again(config: ServerConfig, directory: DataDirectory, store: Store, metadata: Metadata, recovered: Recovered) -> None:
     """There is a WAL and no store: if the WAL reaches back to the first entry, everything is applied again; otherwise nothing can bring
     it back."""
-    if recovered.first_index > 1 or recovered.marker is not None:
+    if recovered.first_index != FOUNDING.index + 1 or recovered.marker != FOUNDING:
         raise BootstrapError(
             f"the store {directory.store} is missing, and the WAL {directory.wal} begins at index "
             f"{recovered.first_index}: what came before is lost on this member. "
@@ -154,7 +204,7 @@ def _bootstrap_again(config: ServerConfig, directory: DataDirectory, store: Stor
             f"({metadata.cluster_id:x}): start with the flags that the cluster was founded with, "
             "so that the store can be built again from the WAL"
         )
-    store.bootstrap(identity, members, conf_state_of(members), cluster_token=config.initial_cluster_token)
+    _give_founding_state(config, store, identity, members)
 
 
 async def _finish_install(directory: DataDirectory, store: Store, index: Index, log: Logger) -> None:
@@ -171,7 +221,12 @@ async def _finish_install(directory: DataDirectory, store: Store, index: Index, 
 
 
 def _check_same_cluster(config: ServerConfig, root: Path, store: Store, metadata: Metadata) -> None:
-    """Refuse a directory that visibly belongs to another cluster than the flags mean (docs/adr/0003)."""
+    """Refuse a directory that visibly belongs to another cluster than the flags mean (docs/adr/0003), or to nobody any more."""
+    if metadata.member_id in store.removed_ids:
+        raise BootstrapError(
+            f"data directory {root}: this member ({metadata.member_id:x}) has been removed from the cluster: "
+            "remove the directory and add it as a new member"
+        )
     if store.cluster_id not in (0, metadata.cluster_id):
         raise BootstrapError(
             f"data directory {root}: the store belongs to cluster {store.cluster_id:x}, the WAL to another cluster, "

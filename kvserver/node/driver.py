@@ -19,7 +19,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import islice
+from typing import Final, Protocol
 
 from kvserver.node.append_queue import AppendQueue
 from kvserver.node.apply_queue import ApplyQueue
@@ -27,11 +28,16 @@ from kvserver.node.compaction import Decision, Role, Situation, WindowLimits, de
 from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
 from kvserver.types import NodeId
-from raft.errors import ProposalDroppedError, RaftError
+from raft.confchange import ConfChange
+from raft.errors import ProposalDroppedError, RaftError, StepPeerNotFoundError
 from raft.messages import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, Message, MessageType
 from raft.raw_node import RawNode
 from raft.ready import Ready
 from raft.types import NO_NODE, Index, Term
+
+MAX_PROPOSAL_BATCH: Final = 256
+MAX_PROPOSAL_BATCH_BYTES: Final = 1 << 20
+"""What one hand-over to raft carries at most: a batch is taken or dropped as a whole."""
 
 
 class Outbox(Protocol):
@@ -47,6 +53,21 @@ class Durability(Protocol):
     def durable_index(self) -> Index: ...
 
 
+class WaitingProposal(Protocol):
+    """A proposal on its way to raft: an entry's data or a configuration change."""
+
+    @property
+    def content(self) -> bytes | ConfChange: ...
+    @property
+    def is_wanted(self) -> bool:
+        """Somebody still waits for it; otherwise it is dropped before raft sees it."""
+        ...
+
+    def taken(self, term: Term) -> None:
+        """Raft has it, under this term: from here on it may be applied."""
+        ...
+
+
 @dataclass(slots=True, kw_only=True)
 class DriverHooks:
     """Whom the driver tells; all are called on the loop and must not block."""
@@ -56,15 +77,16 @@ class DriverHooks:
     on_snapshot_wanted: Callable[[Message], object]
     on_new_term_applied: Callable[[Term], None]
     on_compacted: Callable[[Decision, int], None]
+    on_invalid: Callable[[Message, RaftError], None]
     on_fatal: Callable[[Exception], None]
 
 
 @dataclass(slots=True)
 class _Waiters:
-    """Futures that wait for an applied index, and those that wait for a chance to propose again."""
+    """Futures that wait for an applied index, or for another leader."""
 
     applied: list[tuple[Index, asyncio.Future[None]]] = field(default_factory=list)
-    proposable: list[asyncio.Future[None]] = field(default_factory=list)
+    leader: list[asyncio.Future[None]] = field(default_factory=list)
 
 
 class Driver:
@@ -92,6 +114,7 @@ class Driver:
         self._hooks = hooks
         self._loop = asyncio.get_running_loop()
         self._waiters = _Waiters()
+        self._proposals: list[WaitingProposal] = []  # bounded by who makes them (proposals.py)
         self._append: AppendQueue | None = None
         self._apply: ApplyQueue | None = None
         self._turn_scheduled = False
@@ -117,7 +140,7 @@ class Driver:
             self._tick_timer.cancel()
         for _, future in self._waiters.applied:
             future.cancel()
-        self._wake_proposers()
+        self._proposals.clear()
 
     # --- what others read ----------------------------------------------------------------------------------------------------------------
 
@@ -155,24 +178,22 @@ class Driver:
         """A leader is known."""
         return self._leader != NO_NODE
 
+    def match_index(self, peer: NodeId) -> Index | None:
+        """What is known to be replicated to `peer` (on the leader); None for one that raft does not track."""
+        return next((progress.match_index for tracked, progress, _ in self._raw.progress() if tracked == peer), None)
+
+    async def wait_leader_change(self) -> None:
+        """Return at the next change of leader."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.leader.append(future)
+        await future
+
     # --- inputs --------------------------------------------------------------------------------------------------------------------------
 
-    def try_propose(self, data: bytes) -> bool:
-        """Propose `data`; False when raft drops it now (no leader, leadership transfer, uncommitted tail full)."""
-        if self._stopped or self._leader == NO_NODE:
-            return False
-        try:
-            self._raw.propose(data)
-        except ProposalDroppedError:
-            return False
+    def propose(self, proposal: WaitingProposal) -> None:
+        """Hand the proposal to raft with the next turn, together with all others of this one; while raft takes none it waits here."""
+        self._proposals.append(proposal)
         self.wake()
-        return True
-
-    async def wait_proposable(self) -> None:
-        """Return when the leader changed or entries were applied: a dropped proposal may pass now."""
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.proposable.append(future)
-        await future
 
     def request_read_index(self, context: bytes) -> None:
         """Ask for the index at which a read with this context is linearizable."""
@@ -188,8 +209,11 @@ class Driver:
             self._raw.step(message)
         except ProposalDroppedError:
             pass  # a forwarded proposal that can't be taken: its proposer times out or hears of the leader change
-        except RaftError:
+        except StepPeerNotFoundError:
             return  # from a peer that raft doesn't know (any more)
+        except RaftError as error:
+            self._hooks.on_invalid(message, error)
+            return
         if message.from_ == self._raw.leader_id:
             self._leader_floor = floor
         self.wake()
@@ -272,6 +296,8 @@ class Driver:
         if self._stopped:
             return
         try:
+            if self._proposals:
+                self._hand_over_proposals()
             while self._raw.has_ready():
                 self._carry_out(self._raw.ready())
             self._compact()
@@ -280,6 +306,41 @@ class Driver:
             self._hooks.on_fatal(failure)
             return
         self._release_waiters()
+
+    def _hand_over_proposals(self) -> None:
+        """Give raft what waits, as few batches as its order allows; what raft drops (no leader, a transfer, a full tail) waits on."""
+        if self._leader == NO_NODE:
+            return
+        waiting, self._proposals = [each for each in self._proposals if each.is_wanted], []
+        position = 0
+        while position < len(waiting):
+            count = self._propose_some(waiting, position)
+            if count == 0:
+                self._proposals = waiting[position:]
+                return
+            for proposal in waiting[position : position + count]:
+                proposal.taken(self._raw.term)
+            position += count
+
+    def _propose_some(self, waiting: Sequence[WaitingProposal], position: int) -> int:
+        """Propose a run that begins at `position`; how many raft took, 0 when it takes none now."""
+        first = waiting[position].content
+        try:
+            if isinstance(first, ConfChange):
+                self._raw.propose_conf_change(first)
+                return 1
+            batch: list[bytes] = []
+            size_bytes = 0
+            for proposal in islice(waiting, position, position + MAX_PROPOSAL_BATCH):
+                content = proposal.content
+                if isinstance(content, ConfChange) or (batch and size_bytes + len(content) > MAX_PROPOSAL_BATCH_BYTES):
+                    break
+                batch.append(content)
+                size_bytes += len(content)
+            self._raw.propose_batch(batch)
+        except ProposalDroppedError:
+            return 0
+        return len(batch)
 
     def _carry_out(self, ready: Ready) -> None:
         assert self._append is not None
@@ -309,7 +370,8 @@ class Driver:
         if previous == self._raw.id and leader != previous:
             self._peers.unpin_all()
         self._hooks.on_leader(leader, previous, self._raw.term)
-        self._wake_proposers()
+        waiting, self._waiters.leader = self._waiters.leader, []
+        _release(waiting)
 
     def _compact(self) -> None:
         """Compact the window as far as everyone allows (log-memory.md, the rule)."""
@@ -344,11 +406,9 @@ class Driver:
                 if index <= applied and not future.done():
                     future.set_result(None)
             self._waiters.applied = [(index, future) for index, future in waiting if index > applied and not future.done()]
-        if self._waiters.proposable and self._leader != NO_NODE:
-            self._wake_proposers()
 
-    def _wake_proposers(self) -> None:
-        woken, self._waiters.proposable = self._waiters.proposable, []
-        for future in woken:
-            if not future.done():
-                future.set_result(None)
+
+def _release(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

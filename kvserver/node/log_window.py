@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from raft.errors import CompactedError, UnavailableError
+from raft.errors import CompactedError, SnapshotTemporarilyUnavailableError, UnavailableError
 from raft.types import ConfState, Entry, HardState, Index, Snapshot, SnapshotMetadata, Term
 
 _CHUNK_BITS: Final = 6
@@ -131,6 +131,8 @@ class LogWindow:
     def snapshot(self) -> Snapshot:
         """The metadata of a snapshot that could be sent now; the state itself travels on a stream of its own."""
         index, conf_state = self._durable()
+        if index < self._first - 1:
+            raise SnapshotTemporarilyUnavailableError  # right after a start: the store's first commit is still under way
         return Snapshot(metadata=SnapshotMetadata(index=index, term=self.term(index), conf_state=conf_state))
 
     # --- what the driver writes ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Final
 
-from kvserver.apply import Applier, Store
+from kvserver.apply import Membership, Store
 from kvserver.commands import CommandKind
 from kvserver.config import ServerConfig
 from kvserver.errors import FatalError, RequestError
@@ -31,10 +31,12 @@ from kvserver.node.compaction import Decision, WindowLimits
 from kvserver.node.directory import DataDirectory, open_data_directory
 from kvserver.node.driver import Driver, DriverHooks
 from kvserver.node.entries import EntryApplier
+from kvserver.node.forwarding import answer, ask_promote
 from kvserver.node.peer_handler import NodePeerHandler
 from kvserver.node.peers import PeerBook
 from kvserver.node.proposals import Proposals
 from kvserver.node.reads import Reads
+from kvserver.node.reconfiguration import Reconfiguration, ReconfigurationRules
 from kvserver.node.releaser import WalReleaser
 from kvserver.node.transfers import Installer
 from kvserver.pb import internal_pb2
@@ -44,8 +46,21 @@ from kvserver.storage import EngineConfig, EngineHooks
 from kvserver.types import ClusterId, NodeId
 from kvserver.version import __version__
 from raft.config import Config
+from raft.errors import RaftError
+from raft.messages import Message
 from raft.raw_node import RawNode
 from raft.types import NO_NODE, SnapshotMetadata, Term
+
+
+class RemovedError(FatalError):
+    """This member is no member any more."""
+
+    def __init__(self, member: NodeId) -> None:
+        super().__init__(
+            f"this member ({member:x}) has been removed from the cluster: it stops, and its data directory is of no use any more; "
+            "to bring it back, remove the directory and add it as a new member"
+        )
+
 
 HANDOVER_S: Final = 0.5
 PUBLISH_RETRY_S: Final = 0.5
@@ -93,7 +108,13 @@ class Node:
             grace_s=config.log_window.peer_grace_s,
         )
         self._handler = NodePeerHandler(
-            cluster_id=self.cluster_id, members=lambda: store.members, book=self.book, metrics=metrics, log=self._log
+            cluster_id=self.cluster_id,
+            members=lambda: store.members,
+            removed=lambda: store.removed_ids,
+            on_removed=lambda: self._fail(RemovedError(self.member_id)),
+            book=self.book,
+            metrics=metrics,
+            log=self._log,
         )
         self.transport = self._make_transport()
         self.driver = self._make_driver(origin)
@@ -106,12 +127,15 @@ class Node:
             max_bytes=config.max_inflight_bytes,
             on_failed=metrics.proposals_failed.add,
         )
+        self.reconfiguration = self._make_reconfiguration()
+        self._handler.answer = self._answer_peer
         self.reads = Reads(sink=self.driver, incarnation=self._incarnation, max_waiting=MAX_WAITING_READS)
         self._entries = EntryApplier(
-            applier=Applier(store),
+            store=store,
             raw=self.driver.raw,
             resolve=self.proposals.resolve,
             note_applied=self.driver.note_applied,
+            on_membership=self._note_membership,
         )
         self._apply_queue = ApplyQueue(
             store=store, apply_entry=self._entries.apply, on_applied=self.driver.storage_responded, on_fatal=self._fail
@@ -240,6 +264,28 @@ class Node:
             options=TransportOptions(max_frame_size_bytes=max(16 << 20, 4 * self.config.max_request_bytes)),
         )
 
+    def _make_reconfiguration(self) -> Reconfiguration:
+        config = self.config
+        return Reconfiguration(
+            self_id=self.member_id,
+            cluster_token=lambda: self.store.membership.cluster_token,
+            members=lambda: self.store.members,
+            connected_s=self._connected_s,
+            proposals=self.proposals,
+            leadership=self.driver,
+            ask_leader_to_promote=lambda leader, target, deadline_s: ask_promote(self.transport.request, leader, target, deadline_s),
+            rules=ReconfigurationRules(
+                strict=config.strict_reconfig_check, max_learners=config.max_learners, election_timeout_s=config.election_timeout_s
+            ),
+        )
+
+    async def _answer_peer(self, kind: int, payload: bytes) -> bytes:
+        return await answer(kind, payload, promote=self.reconfiguration.promote_here, timeout_s=self.config.request_timeout_s)
+
+    def _connected_s(self, peer: NodeId) -> float | None:
+        since_s = self.transport.stats(peer).connected_since_s if peer in self.transport.peers else None
+        return None if since_s is None else self._loop.time() - since_s
+
     def _make_driver(self, origin: bootstrap.Origin) -> Driver:
         config = self.config
         raw = RawNode(
@@ -258,6 +304,7 @@ class Node:
                 max_inflight_msgs=MAX_INFLIGHT_MSGS,
                 max_inflight_bytes=max(MAX_SIZE_PER_MSG_BYTES, config.log_window.max_bytes // 4),
                 check_quorum=True,
+                step_down_on_removal=True,
                 pre_vote=config.pre_vote,
             )
         )
@@ -267,6 +314,7 @@ class Node:
             on_snapshot_wanted=self.transport.send_snapshot,
             on_new_term_applied=lambda term: self.proposals.fail_older_than(term),  # noqa: PLW0108 - made after the driver
             on_compacted=self._note_compacted,
+            on_invalid=self._note_invalid,
             on_fatal=self._fail,
         )
         return Driver(
@@ -292,9 +340,19 @@ class Node:
             self._log.info("raft leader changed", leader=f"{leader:x}", term=term)
             self.reads.note_leader()
 
+    def _note_invalid(self, message: Message, error: RaftError) -> None:
+        """A member says what can't be: it has lost or made up entries, or this one has. Raft ignored it; an operator should look."""
+        self._log.warning("refused a raft message", sender=f"{message.from_:x}", type=message.type.name, reason=str(error))
+
     def _note_compacted(self, decision: Decision, dropped: int) -> None:
         self.metrics.log_window_compactions[decision.reason.value] += 1
         self.releaser.consider()
+
+    def _note_membership(self, membership: Membership) -> None:
+        self._follow_members()
+        if self.member_id in membership.removed_ids:
+            # Not at once: the others still have to hear that the entry is committed.
+            self._loop.call_later(self.config.election_timeout_s, self._fail, RemovedError(self.member_id))
 
     def _note_durable(self, _: int) -> None:
         self.driver.wake()

@@ -5,38 +5,47 @@ Rules: called on the loop, never blocks; decides nothing but who is a member.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
+from typing import Final
 
 from kvserver.config import ETCD_API_VERSION
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node.driver import Driver
 from kvserver.node.peers import PeerBook
-from kvserver.peer import RefusedError, SnapshotOutcome
+from kvserver.peer import Refusal, RefusedError, SnapshotOutcome
 from kvserver.types import ClusterId, Member, NodeId
 from raft.messages import Message
 from raft.types import Index, SnapshotMetadata
 
+JOIN_PAGE: Final = "/kvserver/cluster"
+"""What a joining member reads from those that are there (joining.py)."""
+
 
 class NodePeerHandler:
-    """The transport's counterpart. `driver` is set before the transport starts."""
+    """The transport's counterpart. `driver` and `answer` are set before the transport starts."""
 
     def __init__(
         self,
         *,
         cluster_id: ClusterId,
         members: Callable[[], Mapping[NodeId, Member]],
+        removed: Callable[[], Collection[NodeId]],
+        on_removed: Callable[[], None],
         book: PeerBook,
         metrics: Metrics,
         log: Logger,
     ) -> None:
         self._cluster_id = cluster_id
         self._members = members
+        self._removed = removed
+        self._on_removed = on_removed
         self._book = book
         self._metrics = metrics
         self._log = log
         self.driver: Driver | None = None
+        self.answer: Callable[[int, bytes], Awaitable[bytes]] | None = None
 
     # --- membership and pages ------------------------------------------------------------------------------------------------------------
 
@@ -45,25 +54,41 @@ class NodePeerHandler:
         return member_id in self._members()
 
     def is_removed(self, member_id: NodeId) -> bool:
-        """No member is ever removed in this version."""
-        return False
+        """Removed from the cluster for good."""
+        return member_id in self._removed()
 
     def page(self, path: str) -> object | None:
         """`/version` and `/members` of the peer port, as etcd serves them."""
         if path == "/version":
             return {"etcdserver": ETCD_API_VERSION, "etcdcluster": ETCD_API_VERSION}
         if path == "/members":
-            return [
-                {"id": member.id, "peerURLs": list(member.peer_urls), "name": member.name, "clientURLs": list(member.client_urls)}
-                for _, member in sorted(self._members().items())
-            ]
+            return self._member_page()
+        if path == JOIN_PAGE:
+            return {"cluster_id": self._cluster_id, "members": self._member_page(), "removed": sorted(self._removed())}
         return None
+
+    def _member_page(self) -> list[dict[str, object]]:
+        return [
+            {
+                "id": member.id,
+                "peerURLs": list(member.peer_urls),
+                "name": member.name,
+                "clientURLs": list(member.client_urls),
+                "isLearner": member.is_learner,
+            }
+            for _, member in sorted(self._members().items())
+        ]
 
     # --- messages ------------------------------------------------------------------------------------------------------------------------
 
     def on_message(self, message: Message, floor: Index) -> None:
         """Raft's next message from a peer."""
         self._driver().step(message, floor)
+
+    async def on_request(self, sender: NodeId, kind: int, payload: bytes) -> bytes:
+        """A member asks this one to do something; any member may."""
+        assert self.answer is not None, "the transport starts after the node is made"
+        return await self.answer(kind, payload)
 
     def on_contact(self, member_id: NodeId) -> None:
         """That peer is alive."""
@@ -74,7 +99,9 @@ class NodePeerHandler:
         self._driver().report_unreachable(member_id)
 
     def on_refused(self, member_id: NodeId, error: RefusedError) -> None:
-        """The transport has logged it; a member that refuses to talk counts as silent."""
+        """The transport has logged it. That this member was removed is news that may reach it only this way."""
+        if error.reason is Refusal.REMOVED_MEMBER:
+            self._on_removed()
 
     # --- snapshots -----------------------------------------------------------------------------------------------------------------------
 

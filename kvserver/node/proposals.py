@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from google.protobuf.message import Message as PbMessage
 
 from kvserver import commands
+from kvserver.apply import MemberChange, encode_change
 from kvserver.commands import CommandKind, ProposalId
 from kvserver.errors import (
     LeaderChangedError,
@@ -38,6 +39,8 @@ from kvserver.errors import (
     TimeoutDueToLeaderFailError,
     TooManyRequestsError,
 )
+from kvserver.node.driver import WaitingProposal
+from raft.confchange import ConfChange
 from raft.types import NodeId, Term
 
 
@@ -47,20 +50,26 @@ class ProposalSink(Protocol):
     @property
     def term(self) -> Term: ...
     def has_leader(self) -> bool: ...
-    def try_propose(self, data: bytes) -> bool:
-        """Hand `data` to raft; False when raft refuses it now (no leader, a transfer, or the uncommitted tail is full)."""
-        ...
-
-    async def wait_proposable(self) -> None:
-        """Return when a refused proposal is worth another try."""
+    def propose(self, proposal: WaitingProposal) -> None:
+        """Hand the proposal to raft as soon as raft takes it: with the next turn, or when there is a leader (again)."""
         ...
 
 
 @dataclass(slots=True)
 class _Pending:
+    """A proposal and who waits for it. `term` is the one it was handed to raft under, None before that. Meets `WaitingProposal`."""
+
+    content: bytes | ConfChange
     future: asyncio.Future[PbMessage]
     size_bytes: int
-    term: Term
+    term: Term | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        return not self.future.done()
+
+    def taken(self, term: Term) -> None:
+        self.term = term
 
 
 class Proposals:
@@ -86,7 +95,6 @@ class Proposals:
         self._counter = 0
         self._bytes = 0
         self._stopped = False
-        self._leader_lost = False
 
     @property
     def pending_count(self) -> int:
@@ -111,34 +119,38 @@ class Proposals:
             StoppedError: this member is stopping.
             RequestError: the deterministic result of applying it.
         """
+        proposal = self._next_id()
+        data = commands.encode(kind, proposal, request.SerializeToString())
+        return await self._submit(proposal.counter, data, len(data), deadline_s)
+
+    async def propose_change(self, change: MemberChange, conf_change: ConfChange, *, deadline_s: float) -> PbMessage:
+        """Replicate a membership change, carried by `conf_change` (whose context is set here); as `propose`."""
+        proposal = self._next_id()
+        context = encode_change(change, proposal)
+        return await self._submit(proposal.counter, replace(conf_change, context=context), len(context), deadline_s)
+
+    def _next_id(self) -> ProposalId:
+        self._counter += 1
+        return ProposalId(self._member_id, self._incarnation, self._counter)
+
+    async def _submit(self, counter: int, content: bytes | ConfChange, size_bytes: int, deadline_s: float) -> PbMessage:
+        """Register the proposal, have it handed to raft when raft takes it, and wait for its result."""
         if self._stopped:
             raise StoppedError
-        loop = asyncio.get_running_loop()
-        self._counter += 1
-        counter = self._counter
-        data = commands.encode(kind, ProposalId(self._member_id, self._incarnation, counter), request.SerializeToString())
-        size_bytes = len(data)
         if len(self._pending) >= self._max_count or (self._bytes + size_bytes > self._max_bytes and self._pending):
             raise TooManyRequestsError
         if size_bytes > self._max_bytes:
             raise RequestTooLargeError
-        pending = _Pending(loop.create_future(), size_bytes, self._sink.term)
+        pending = _Pending(content, asyncio.get_running_loop().create_future(), size_bytes)
         self._pending[counter] = pending
         self._bytes += size_bytes
         try:
+            self._sink.propose(pending)
             async with asyncio.timeout_at(deadline_s):
-                while not self._sink.try_propose(data):
-                    await self._sink.wait_proposable()
-                    if pending.future.done():
-                        break
-                pending.term = self._sink.term
-                del data
                 return await pending.future
         except TimeoutError:
             self._on_failed()
             raise self._timeout_error(pending) from None
-        except RequestError:
-            raise
         finally:
             del self._pending[counter]
             self._bytes -= size_bytes
@@ -158,7 +170,7 @@ class Proposals:
     def fail_older_than(self, term: Term) -> None:
         """The first entry of `term` was applied: what was proposed under an older term and isn't applied by now can't be told any more."""
         for pending in self._pending.values():
-            if pending.term < term and not pending.future.done():
+            if pending.term is not None and pending.term < term and not pending.future.done():
                 self._on_failed()
                 pending.future.set_exception(LeaderChangedError())
 
@@ -172,6 +184,6 @@ class Proposals:
     def _timeout_error(self, pending: _Pending) -> RequestError:
         if not self._sink.has_leader():
             return TimeoutDueToConnectionLostError()
-        if self._sink.term > pending.term:
+        if pending.term is not None and self._sink.term > pending.term:
             return TimeoutDueToLeaderFailError()
         return RequestTimeoutError()

@@ -10,6 +10,7 @@ from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
 from google.protobuf.internal import containers as containers
+from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
 import builtins as builtins
 import sys
 import typing as typing
@@ -20,6 +21,27 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: descriptor.FileDescriptor
+
+class _MemberChangeKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MemberChangeKindEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_MemberChangeKind.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    MEMBER_CHANGE_UNSPECIFIED: _MemberChangeKind.ValueType  # 0
+    MEMBER_CHANGE_ADD: _MemberChangeKind.ValueType  # 1
+    MEMBER_CHANGE_REMOVE: _MemberChangeKind.ValueType  # 2
+    MEMBER_CHANGE_UPDATE: _MemberChangeKind.ValueType  # 3
+    MEMBER_CHANGE_PROMOTE: _MemberChangeKind.ValueType  # 4
+
+class MemberChangeKind(_MemberChangeKind, metaclass=_MemberChangeKindEnumTypeWrapper):
+    """What a member change does. Numbers are stored in the log."""
+
+MEMBER_CHANGE_UNSPECIFIED: MemberChangeKind.ValueType  # 0
+MEMBER_CHANGE_ADD: MemberChangeKind.ValueType  # 1
+MEMBER_CHANGE_REMOVE: MemberChangeKind.ValueType  # 2
+MEMBER_CHANGE_UPDATE: MemberChangeKind.ValueType  # 3
+MEMBER_CHANGE_PROMOTE: MemberChangeKind.ValueType  # 4
 
 @typing.final
 class ConfState(message.Message):
@@ -143,5 +165,37 @@ class StoredMembership(message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["cluster_id", b"cluster_id", "cluster_token", b"cluster_token", "members", b"members", "removed_ids", b"removed_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class MemberChange(message.Message):
+    """The context of a configuration change: who proposed it, and what it means for the membership beside raft's part."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PROPOSAL_MEMBER_FIELD_NUMBER: builtins.int
+    PROPOSAL_INCARNATION_FIELD_NUMBER: builtins.int
+    PROPOSAL_COUNTER_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    MEMBER_FIELD_NUMBER: builtins.int
+    proposal_member: builtins.int
+    proposal_incarnation: builtins.int
+    proposal_counter: builtins.int
+    kind: MemberChangeKind.ValueType
+    @builtins.property
+    def member(self) -> StoredMember: ...
+    def __init__(
+        self,
+        *,
+        proposal_member: builtins.int = ...,
+        proposal_incarnation: builtins.int = ...,
+        proposal_counter: builtins.int = ...,
+        kind: MemberChangeKind.ValueType = ...,
+        member: StoredMember | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["member", b"member"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["kind", b"kind", "member", b"member", "proposal_counter", b"proposal_counter", "proposal_incarnation", b"proposal_incarnation", "proposal_member", b"proposal_member"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -5,7 +5,7 @@ The peer protocol: kvserver to kvserver over framed TCP. These are the envelopes
 the same frame, never re-encoded (the frame's byte layout stands in kvserver/peer).
 
   dialler -> Hello                       listener -> HelloReply (then closes, if refused)
-  stream MESSAGES: RaftMessage frames, dialler to listener only (each member dials the other)
+  stream MESSAGES: RaftMessage frames, dialler to listener only (each member dials the other); Request, answered on the same connection
   stream SNAPSHOT: SnapshotHeader -> SnapshotResume -> SnapshotChunk* -> SnapshotResult, with SnapshotProgress from the receiver meanwhile
 
 Rules: fields are only ever added; unknown fields are ignored; a change that an old member must not ignore raises protocol_version.
@@ -264,6 +264,93 @@ class RaftMessage(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["commit", b"commit", "context", b"context", "entry_table", b"entry_table", "from", b"from", "index", b"index", "log_floor", b"log_floor", "log_term", b"log_term", "reject", b"reject", "reject_hint", b"reject_hint", "snapshot", b"snapshot", "snapshot_data", b"snapshot_data", "term", b"term", "to", b"to", "type", b"type", "vote", b"vote"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Request(message.Message):
+    """A question to the listener, outside raft. The raw part of the frame is the payload. Every request that arrives is answered by one Response
+    with its id, unless the connection ends first.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    """from 1 on, chosen by the dialler, never used twice on one connection"""
+    kind: builtins.int
+    """what is asked; 0 is none. The transport doesn't know the kinds"""
+    timeout_ms: builtins.int
+    """how long the dialler waits: the listener gives up after that, counted from the arrival"""
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        kind: builtins.int = ...,
+        timeout_ms: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["id", b"id", "kind", b"kind", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Response(message.Message):
+    """The raw part of the frame is the answer's payload; empty unless ANSWERED."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    class _Outcome:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OutcomeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[Response._Outcome.ValueType], builtins.type):
+        DESCRIPTOR: descriptor.EnumDescriptor
+        ANSWERED: Response._Outcome.ValueType  # 0
+        REFUSED: Response._Outcome.ValueType  # 1
+        """by the one who was asked: code and text say why"""
+        BUSY: Response._Outcome.ValueType  # 2
+        """over a limit on requests: it was not looked at"""
+        TIMED_OUT: Response._Outcome.ValueType  # 3
+        """no answer within timeout_ms; what was begun may still happen"""
+        INTERNAL: Response._Outcome.ValueType  # 4
+        """it failed; the listener's log says how, and what was begun may still happen"""
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
+    ANSWERED: Response.Outcome.ValueType  # 0
+    REFUSED: Response.Outcome.ValueType  # 1
+    """by the one who was asked: code and text say why"""
+    BUSY: Response.Outcome.ValueType  # 2
+    """over a limit on requests: it was not looked at"""
+    TIMED_OUT: Response.Outcome.ValueType  # 3
+    """no answer within timeout_ms; what was begun may still happen"""
+    INTERNAL: Response.Outcome.ValueType  # 4
+    """it failed; the listener's log says how, and what was begun may still happen"""
+
+    ID_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    CODE_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    outcome: Response.Outcome.ValueType
+    code: builtins.str
+    """REFUSED only: one word for programs"""
+    text: builtins.str
+    """one line for people"""
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        outcome: Response.Outcome.ValueType = ...,
+        code: builtins.str = ...,
+        text: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["code", b"code", "id", b"id", "outcome", b"outcome", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -119,13 +119,17 @@ def to_envelope(message: Message, floor: Index = NO_FLOOR) -> peer_pb2.RaftMessa
     return envelope
 
 
+_FORWARDED_TYPES: Final = frozenset({MessageType.PROP, MessageType.READ_INDEX, MessageType.TRANSFER_LEADER})
+"""A follower passes these on in the name of whoever began them, twice if the leader changes on the way."""
+
+
 def from_envelope(envelope: peer_pb2.RaftMessage, entries: Sequence[Entry], *, sender: NodeId, receiver: NodeId) -> Message:
     """The message of an envelope, with these entries; raises FrameError."""
     message_type = WIRE_TYPES.get(envelope.type)
     if message_type is None:
         raise FrameError(f"raft message of type {envelope.type} is not for the wire")
     from_, to = NodeId(getattr(envelope, "from")), envelope.to
-    if to != receiver or (from_ != sender and message_type is not MessageType.TRANSFER_LEADER):
+    if to != receiver or (from_ != sender and message_type not in _FORWARDED_TYPES):
         raise FrameError(f"{message_type.name} from {from_:x} to {to:x} came from {sender:x} to {receiver:x}")
     term, log_term, index, commit, hint = envelope.term, envelope.log_term, envelope.index, envelope.commit, envelope.reject_hint
     if term > MAX_NUMBER or log_term > MAX_NUMBER or index > MAX_NUMBER or commit > MAX_NUMBER or hint > MAX_NUMBER:

@@ -1,6 +1,7 @@
 """Dialling a peer: connect, say hello, judge the answer.
 
-Rules: what a dialler receives is small by protocol, so the bound of the hello stays on its connection. Connecting and the hello have a
+Rules: what a dialler receives is small by protocol, so the bound of the hello stays on its connection (the link raises it for answers to
+its requests). Connecting and the hello have a
 timeout each; on any failure the connection is gone when the error is raised. The returned connection may have been lost in the same loop
 turn: look at `is_open`.
 """

@@ -11,7 +11,7 @@ One frame (all numbers unsigned, big-endian):
     14     2    reserved      0 in protocol version 1
     16     4    meta_length   bytes of meta, at most length
     20     m    meta          a protobuf envelope, or 8 raw bytes (ping, pong)
-    20+m   d    data          raw bytes: the entries' data of a raft message, or a snapshot chunk
+    20+m   d    data          raw bytes: the entries' data of a raft message, the payload of a request or response, or a snapshot chunk
 
 Rules
 - The length is compared with the bound before anything is allocated; meta is given out only after its checksum held.
@@ -61,6 +61,8 @@ class FrameType(IntEnum):
     PING = 3
     PONG = 4
     RAFT_MESSAGE = 5
+    REQUEST = 6
+    RESPONSE = 7
     SNAPSHOT_HEADER = 16
     SNAPSHOT_RESUME = 17
     SNAPSHOT_CHUNK = 18

@@ -5,9 +5,11 @@ repeats what matters and old messages are worth nothing.
 
 Rules
 - One task per link, named; it ends by cancellation only. Every failure to connect leads to another attempt after a bounded, growing delay.
+- Requests (requests) are answered on the connection that carried them; whatever is unanswered when it ends, fails.
 - A reason for being down is logged when it changes, not per attempt.
 - Writing: frames go to the socket while its buffer is below the high-water mark, the rest waits in the outbox; urgent frames first.
-- Alive means: a pong within `ping_timeout_s`, or, while bulk fills the buffer, bytes that leave. Otherwise the connection is aborted.
+- Alive means: a pong (or a part of an answer) within `ping_timeout_s`, or, while bulk fills the buffer, bytes that leave. Otherwise the
+  connection is aborted.
 
 Invariants: the outbox is empty while the link is down. What the queue loses is counted in `dropped_frames`.
 """
@@ -25,11 +27,20 @@ from kvserver.config.urls import Url
 from kvserver.logs import Logger
 from kvserver.peer.connection import WRITE_HIGH_WATER_BYTES, FrameConnection
 from kvserver.peer.dial import Backoff, dial
-from kvserver.peer.errors import ConnectionClosedError, FrameError, RefusedError
+from kvserver.peer.errors import (
+    ConnectionClosedError,
+    FrameError,
+    PeerNotConnectedError,
+    PeerRequestOverflowError,
+    PeerRequestTimeoutError,
+    RefusedError,
+)
 from kvserver.peer.frames import HEADER_SIZE_BYTES, Frame, FrameType, encode_frame
 from kvserver.peer.handshake import Identity, RemoteIdentity, StreamKind
 from kvserver.peer.options import TransportOptions
 from kvserver.peer.outbox import Outbox, OutFrame, out_frame
+from kvserver.peer.request_frames import MAX_RESPONSE_FRAME_SIZE_BYTES, decode_response, encode_request
+from kvserver.peer.requests import OutstandingRequests
 from kvserver.peer.tasks import TaskBag
 from kvserver.types import NodeId
 
@@ -75,6 +86,7 @@ class PeerLink:
         self._backoff = Backoff(options, random)
         self._logger = logger.bind(peer_id=f"{peer_id:x}")
         self._outbox = Outbox(options.outbox)
+        self._requests = OutstandingRequests(peer_id)
         self._connection: FrameConnection | None = None
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -93,6 +105,11 @@ class PeerLink:
     def queued_bytes(self) -> int:
         """Bytes that wait for this peer, in the outbox and in the connection's buffer."""
         return self._outbox.queued_bytes + (0 if self._connection is None else self._connection.unsent_bytes)
+
+    @property
+    def outstanding_requests(self) -> int:
+        """Requests sent and unanswered, those included for whose answer nobody waits any more."""
+        return len(self._requests)
 
     @property
     def urls(self) -> tuple[Url, ...]:
@@ -147,19 +164,40 @@ class PeerLink:
         """Write as much as the connection's buffer takes."""
         connection = self._connection
         while connection is not None and connection.is_writable and len(self._outbox):
-            segments: list[bytes] = []
-            size_bytes = 0
-            while size_bytes < WRITE_HIGH_WATER_BYTES and (frame := self._outbox.pop()) is not None:
-                segments += frame.segments
-                size_bytes += frame.size_bytes
+            segments, size_bytes = self._outbox.take(WRITE_HIGH_WATER_BYTES)
             self.sent_bytes += size_bytes
             self._connection_bytes += size_bytes
             connection.write(segments)
 
+    async def request(self, kind: int, payload: bytes, timeout_s: float) -> bytes:
+        """Ask, and wait for the answer; see `Transport.request`."""
+        if self._connection is None:
+            raise PeerNotConnectedError(self.peer_id)
+        request_id, answer = self._requests.open(len(payload))
+        try:
+            frame = encode_request(request_id, kind, timeout_s, payload)
+            if not self.send(frame):
+                raise PeerRequestOverflowError(self.peer_id, "the queue to the peer has no room for the request")
+        except Exception:
+            self._requests.withdraw(request_id)
+            raise
+        self.flush()
+        try:
+            async with asyncio.timeout(timeout_s):
+                outcome = await answer
+        except TimeoutError:
+            raise PeerRequestTimeoutError(self.peer_id, f"no answer within {timeout_s:g} s") from None
+        if isinstance(outcome, bytes):
+            return outcome
+        raise outcome
+
     def on_frame(self, connection: FrameConnection, frame: Frame) -> None:
-        """Only pongs come on a dialled connection."""
+        """Only pongs and answers come on a dialled connection."""
+        if frame.type is FrameType.RESPONSE:
+            self._requests.settle(decode_response(frame))
+            return
         if frame.type is not FrameType.PONG or len(frame.meta) != PING_NONCE.size:
-            raise FrameError(f"{frame.type.name} came where only PONG may come")
+            raise FrameError(f"{frame.type.name} came where only PONG or RESPONSE may come")
         frame.take(())
         now_s = asyncio.get_running_loop().time()
         (sent_s,) = PING_NONCE.unpack(frame.meta)
@@ -170,7 +208,8 @@ class PeerLink:
         self._alive_s = now_s
 
     def on_received(self, connection: FrameConnection, count_bytes: int) -> None:
-        """Something arrived from the peer."""
+        """Something arrived from the peer; a part of a large answer is as good a sign of life as the pong that waits behind it."""
+        self._alive_s = asyncio.get_running_loop().time()
         self._events.on_contact(self.peer_id)
 
     def on_writable(self, connection: FrameConnection) -> None:
@@ -212,9 +251,10 @@ class PeerLink:
             self._note_down(str(error), url)
         else:
             connection.owner = self
+            connection.decoder.max_frame_size_bytes = MAX_RESPONSE_FRAME_SIZE_BYTES
             if connection.is_open:
                 self._go_up(connection, remote, url)
-            await connection.lost
+            await asyncio.wait([connection.lost])  # not awaited itself: cancelling this task must not cancel what `stop` waits for
 
     async def _wait_retry(self, delay_s: float) -> None:
         """Until the delay has passed or the peer gave a sign of life."""
@@ -244,6 +284,7 @@ class PeerLink:
         self.connected_since_s = None
         self.rtt_s = None
         self.dropped_frames += self._outbox.clear()
+        self._requests.fail_all(reason)
         if self._ping_timer is not None:
             self._ping_timer.cancel()
             self._ping_timer = None

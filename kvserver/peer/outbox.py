@@ -102,6 +102,15 @@ class Outbox:
             return self._bulk.pop()
         return None
 
+    def take(self, size_bytes: int) -> tuple[list[bytes], int]:
+        """The segments of the next frames, until they are at least `size_bytes` together or nothing is left; and their sum."""
+        segments: list[bytes] = []
+        taken_bytes = 0
+        while taken_bytes < size_bytes and (frame := self.pop()) is not None:
+            segments += frame.segments
+            taken_bytes += frame.size_bytes
+        return segments, taken_bytes
+
     def clear(self) -> int:
         """Drop everything; returns how many frames that were."""
         dropped = len(self)

@@ -9,9 +9,11 @@ Rules
   and logged.
 - `on_message` comes for members only, in the order of arrival. After `pause_receiving` at most what is already in the receive buffers
   follows.
+- `request` is a question to one member and its answer, outside raft; it ends exactly once, however the connection fares.
 - A removed peer is hung up on in both directions, and its snapshot transfer ends.
 
-Bounds: per peer the outbox's lanes, the connection's buffer (256 KiB and one write), one received frame; see TransportOptions.
+Bounds: per peer the outbox's lanes, the connection's buffer (256 KiB and one write), one received frame (see TransportOptions), and each
+way 256 requests of 4 MiB together.
 
 Caveats: plain TCP (TLS is a later step). Delivery is at most once; raft repeats what matters.
 """
@@ -19,7 +21,7 @@ Caveats: plain TCP (TLS is a later step). Delivery is at most once; raft repeats
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +30,10 @@ from typing import Protocol
 
 from kvserver.config.urls import Url, parse_url
 from kvserver.logs import Logger
+from kvserver.peer.answers import AnswerDesk
 from kvserver.peer.codec import NO_FLOOR, encode_message
 from kvserver.peer.connection import FrameConnection
-from kvserver.peer.errors import RefusedError
+from kvserver.peer.errors import PeerNotConnectedError, RefusedError
 from kvserver.peer.handshake import Identity, Membership, RemoteIdentity, StreamKind
 from kvserver.peer.http import PeerPages
 from kvserver.peer.inbound import InboundEvents, InboundStream
@@ -52,6 +55,13 @@ class PeerHandler(Membership, PeerPages, SnapshotEvents, Protocol):
 
     def on_message(self, message: Message, floor: Index) -> None:
         """A message from a member arrived; `floor` is the sender's compaction floor, 0 if it said none."""
+
+    def on_request(self, sender: NodeId, kind: int, payload: bytes) -> Awaitable[bytes]:
+        """A member asks something; the result (at most 1 MiB) is the answer. Run as a task of its own.
+
+        PeerRequestRefusedError is answered as such (`unknown_kind` for a kind that nobody knows); any other error as "internal", and
+        logged. Cancelled when the time is up or the asker is gone.
+        """
 
     def on_contact(self, member_id: NodeId) -> None:
         """Something arrived from that member, if only a ping."""
@@ -90,6 +100,8 @@ class PeerStats:
     rtt_s: float | None
     dropped_messages: int
     remote: RemoteIdentity | None
+    outstanding_requests: int
+    running_answers: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,6 +109,7 @@ class _Peer:
     """All about one peer."""
 
     link: PeerLink
+    answers: AnswerDesk
     received_bytes: int = 0
     remote: RemoteIdentity | None = None
     inbound: InboundStream | None = None
@@ -198,7 +211,8 @@ class Transport:
             random=self._random,
             logger=self._logger,
         )
-        self._peers[peer_id] = _Peer(link=link)
+        answers = AnswerDesk(peer_id, self._answer, tasks=self._tasks, logger=self._logger)
+        self._peers[peer_id] = _Peer(link=link, answers=answers)
         link.start(self._tasks)
 
     def update_peer(self, peer_id: NodeId, urls: Sequence[str]) -> None:
@@ -234,6 +248,18 @@ class Transport:
         for peer in touched.values():
             peer.link.flush()
 
+    async def request(self, peer_id: NodeId, kind: int, payload: bytes, *, timeout_s: float) -> bytes:
+        """Ask a peer something, and wait for its answer: what its handler's `on_request` returned.
+
+        `kind` is 1 to 2**32 - 1, `payload` at most 1 MiB, `timeout_s` above 0 and at most 60 (ValueError otherwise). Raises a leaf of
+        PeerRequestError; its `retryable` says that the peer certainly has not begun. A member doesn't ask itself (PeerNotConnectedError).
+        Cancelling is fine: the late answer is dropped.
+        """
+        peer = self._peers.get(peer_id)
+        if peer is None or self._is_stopped:
+            raise PeerNotConnectedError(peer_id)
+        return await peer.link.request(kind, payload, timeout_s)
+
     def send_snapshot(self, message: Message) -> bool:
         """Begin to bring the peer the snapshot that this message asks for; the copy covers at least the message's index.
 
@@ -264,6 +290,8 @@ class Transport:
             rtt_s=link.rtt_s,
             dropped_messages=link.dropped_frames,
             remote=peer.remote,
+            outstanding_requests=link.outstanding_requests,
+            running_answers=len(peer.answers),
         )
 
     def pause_receiving(self) -> None:
@@ -300,6 +328,7 @@ class Transport:
             connection,
             remote,
             self._identity.member_id,
+            answers=peer.answers,
             silence_timeout_s=2 * self._options.ping_timeout_s,
             events=self._inbound_events,
             logger=self._logger,
@@ -309,6 +338,9 @@ class Transport:
             peer.inbound.pause()
         if previous is not None:
             previous.abort()
+
+    async def _answer(self, sender: NodeId, kind: int, payload: bytes) -> bytes:
+        return await self._handler.on_request(sender, kind, payload)
 
     def _end_inbound(self, stream: InboundStream) -> None:
         peer = self._peers.get(stream.remote.member_id)

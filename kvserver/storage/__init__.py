@@ -5,16 +5,18 @@ Who uses it: mvcc reads through the `Reader` Protocol and writes with `put` and 
 
 from __future__ import annotations
 
-from kvserver.storage.engine import Engine, EngineConfig, EngineHooks
+from kvserver.storage.config import EngineConfig, EngineHooks
+from kvserver.storage.engine import Engine
 from kvserver.storage.errors import StorageError, StorageNoSpaceError, StoreFailedError, StoreUnreadableError, ViewExpiredError
 from kvserver.storage.files import read_only_env
-from kvserver.storage.reader import Reader
+from kvserver.storage.reader import LayeredReader, Reader
 from kvserver.storage.view import ReadView
 
 __all__ = [
     "Engine",
     "EngineConfig",
     "EngineHooks",
+    "LayeredReader",
     "ReadView",
     "Reader",
     "StorageError",

@@ -20,52 +20,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any
-
-import lmdb
+from threading import Lock
 
 from kvserver.errors import FatalError
-from kvserver.storage import files
-from kvserver.storage.errors import StorageNoSpaceError, StoreFailedError
+from kvserver.storage import batch, files
+from kvserver.storage.config import EngineConfig, EngineHooks
+from kvserver.storage.errors import StorageNoSpaceError, StoreFailedError, StoreUnreadableError
 from kvserver.storage.layer import Layer
 from kvserver.storage.reader import LayeredReader
 from kvserver.storage.view import MAX_AGE_S, ReadView
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """When batches are committed and how much may wait."""
-
-    quota_bytes: int = 2 << 30
-    interval_s: float = 0.1
-    commit_count: int = 5_000
-    commit_bytes: int = 4 << 20
-    max_buffer_bytes: int = 16 << 20
-    retry_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.commit_bytes <= self.max_buffer_bytes:
-            raise ValueError(f"commit_bytes must lie in (0, max_buffer_bytes], not {self.commit_bytes}")
-        if self.quota_bytes <= 0 or self.commit_count <= 0 or self.interval_s < 0 or self.retry_s <= 0:
-            raise ValueError("quota_bytes, commit_count and retry_s must be positive, interval_s not negative")
-
-
-@dataclass(slots=True, kw_only=True)
-class EngineHooks:
-    """Whom the engine tells; all are called on the loop."""
-
-    on_durable: Callable[[int], None] = lambda mark: None
-    on_commit_seconds: Callable[[float], None] = lambda seconds: None
-    on_no_space: Callable[[StorageNoSpaceError | None], None] = lambda error: None
-    """The error when a commit first meets a full disk, None when one has succeeded again."""
-    on_fatal: Callable[[FatalError], None] = lambda error: None
 
 
 class Engine:
@@ -87,6 +54,8 @@ class Engine:
         self._wanted = False
         self._gate: int | None = None
         self._durable_mark = 0
+        self._sealed = 0
+        self._committed_batches = 0
         self._no_space = False
         self._failure: FatalError | None = None
         self._closed = False
@@ -95,6 +64,7 @@ class Engine:
         self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._views: dict[ReadView, asyncio.TimerHandle] = {}
         self._view_waiters: list[asyncio.Future[None]] = []
+        self._copying = Lock()
 
     @classmethod
     def open(cls, path: Path, *, tables: Sequence[bytes], config: EngineConfig | None = None, hooks: EngineHooks | None = None) -> Engine:
@@ -176,6 +146,19 @@ class Engine:
             self.request_commit()
             await self._wait(self._room_waiters)
 
+    async def commit(self) -> None:
+        """Commit everything written so far and return when it is on disk; call it between entries only.
+
+        Raises:
+            FatalError: the store has failed.
+        """
+        wanted = self._sealed + (1 if self._active.count else 0)
+        self.request_commit()
+        while self._committed_batches < wanted:
+            if self._failure is not None:
+                raise self._failure
+            await self._wait(self._idle_waiters)
+
     async def wait_durable(self, mark: int) -> None:
         """Return when a batch whose mark is at least `mark` is committed; does not itself ask for a commit.
 
@@ -227,7 +210,10 @@ class Engine:
         Raises:
             OSError: it exists or can't be written; nothing is left of it.
         """
-        files.copy_env(self._env, path)
+        with self._copying:
+            if self._closed:
+                raise StoreUnreadableError(self.path, "it is closed")
+            files.copy_env(self._env, path)
 
     async def replace_with(self, source: Path, *, mark: int) -> None:
         """Replace the whole store by the verified copy `source` (same file system), drop what is buffered, and read on from it.
@@ -239,16 +225,19 @@ class Engine:
         """
         self._stop_timer()
         await self._wait_idle(drop_unwritten=True)
-        await self._wait_views()
-        self._reader.close()
-        self._env.close()
-        files.replace(self.path, source)
-        self._env, self._dbs = files.open_env(self.path, quota_bytes=self._config.quota_bytes, tables=self._table_names)
+        async with self._no_copy():
+            await self._wait_views()
+            self._reader.close()
+            self._env.close()
+            files.replace(self.path, source)
+            self._env, self._dbs = files.open_env(self.path, quota_bytes=self._config.quota_bytes, tables=self._table_names)
         self._pending = None
         self._active = Layer(len(self._table_names))
         self._reader = LayeredReader(self._env, self._dbs, (self._active,))
         self._wanted = False
-        self._set_durable(mark)
+        self._committed_batches = self._sealed
+        self._advance_durable(mark)
+        self._wake(self._idle_waiters)
         self._wake(self._room_waiters)
 
     async def close(self, *, commit: bool = True) -> None:
@@ -261,11 +250,12 @@ class Engine:
         if commit and self._failure is None and self._pending is None and self._active.count and self._may_write(self._active):
             self.request_commit()
             await self._wait_idle(drop_unwritten=False)
-        await self._wait_views()
         self._stop_timer()
-        self._executor.shutdown()
-        self._reader.close()
-        self._env.close()
+        async with self._no_copy():
+            await self._wait_views()
+            self._executor.shutdown()
+            self._reader.close()
+            self._env.close()
 
     def abandon(self) -> None:
         """Close at once after a failed start: nothing was written."""
@@ -294,6 +284,7 @@ class Engine:
                 self._set_durable(self._active.mark)  # entries without any effect: there is nothing to write for them
             return
         self._stop_timer()
+        self._sealed += 1
         self._pending, self._active = self._active, Layer(len(self._table_names))
         self._reader = self._reader.with_layers((self._active, self._pending))
         self._write_pending()
@@ -304,7 +295,7 @@ class Engine:
     def _write_pending(self) -> None:
         if self._pending is None or self._writing is not None or not self._may_write(self._pending) or self._failure is not None:
             return
-        self._writing = self._executor.submit(_write_layer, self._env, self._dbs, self._pending)
+        self._writing = self._executor.submit(batch.write, self._env, self._dbs, self._pending)
         self._writing.add_done_callback(self._written_in_thread)
 
     def _written_in_thread(self, future: ThreadFuture[float]) -> None:
@@ -315,7 +306,7 @@ class Engine:
         error = future.exception()
         if error is None:
             self._committed(future.result())
-        elif _is_no_space(error, self.path):
+        elif batch.is_no_space(error, self.path):
             self._out_of_space(error)
         else:
             self._fail(StoreFailedError(self.path, error))
@@ -326,6 +317,7 @@ class Engine:
             raise AssertionError("a commit ended that nothing had begun")
         mark = self._pending.mark
         self._pending = None
+        self._committed_batches += 1
         self._reader.close()
         self._reader = LayeredReader(self._env, self._dbs, (self._active,))
         if self._no_space:
@@ -338,11 +330,14 @@ class Engine:
             self._seal()
 
     def _set_durable(self, mark: int) -> None:
+        self._advance_durable(mark)
+        self.hooks.on_durable(mark)
+
+    def _advance_durable(self, mark: int) -> None:
         self._durable_mark = mark
         waiting = self._durable_waiters
         self._durable_waiters = [(wanted, waiter) for wanted, waiter in waiting if wanted > mark]
         self._wake([waiter for wanted, waiter in waiting if wanted <= mark])
-        self.hooks.on_durable(mark)
 
     def _out_of_space(self, error: BaseException) -> None:
         if not self._no_space:
@@ -354,6 +349,7 @@ class Engine:
     def _fail(self, failure: FatalError) -> None:
         self._failure = failure
         self._wake(self._room_waiters)
+        self._wake(self._idle_waiters)
         self._wake([waiter for _, waiter in self._durable_waiters])
         self._durable_waiters.clear()
         self.hooks.on_fatal(failure)
@@ -381,6 +377,15 @@ class Engine:
                 self._wanted = False
             await self._wait(self._idle_waiters)
 
+    @contextlib.asynccontextmanager
+    async def _no_copy(self) -> AsyncIterator[None]:
+        """Wait for a running copy to end and let none begin."""
+        await self._loop.run_in_executor(None, self._copying.acquire)
+        try:
+            yield
+        finally:
+            self._copying.release()
+
     async def _wait_views(self) -> None:
         for view in list(self._views):
             view.expired = True
@@ -400,29 +405,3 @@ class Engine:
             timer.cancel()
         if not self._views:
             self._wake(self._view_waiters)
-
-
-def _write_layer(env: lmdb.Environment, dbs: Sequence[Any], layer: Layer) -> float:
-    """Write and fsync one sealed layer as one transaction; returns the seconds it took. Runs on the commit thread."""
-    started = perf_counter()
-    with env.begin(write=True) as txn:
-        for table, items in enumerate(layer.tables):
-            if not items:
-                continue
-            puts: list[tuple[bytes, bytes]] = []
-            for key in layer.ordered_keys(table):
-                value = items[key]
-                if value is None:
-                    txn.delete(key, db=dbs[table])
-                else:
-                    puts.append((key, value))
-            txn.cursor(dbs[table]).putmulti(puts)
-    return perf_counter() - started
-
-
-def _is_no_space(error: BaseException, path: Path) -> bool:
-    """Whether a commit failed for want of space. LMDB reports a write that was cut short as EIO, so for that one the disk is asked."""
-    if isinstance(error, lmdb.MapFullError):
-        return True
-    code = getattr(error, "code", None) if isinstance(error, lmdb.Error) else getattr(error, "errno", None)
-    return code in files.NO_SPACE_CODES or (code == errno.EIO and files.is_disk_full(path.parent))

@@ -136,7 +136,7 @@ class NodeProcess:
             tail = self.log_path.read_text(errors="replace").splitlines()[-8:]
             raise NodeStartError(f"{self.name} is not ready after {timeout_s} s:\n" + "\n".join(tail))
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process (SIGSTOP and SIGCONT for a stalled member)."""
         os.kill(self.pid, number)
 

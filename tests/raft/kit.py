@@ -63,12 +63,9 @@ def entry(term: int, index: int, data: bytes = b"") -> Entry:
 
 def storage_with(state: ConfState, terms: Sequence[int] = (), *, start: int = 0, hard_state: HardState | None = None) -> MemoryStorage:
     """A storage whose log has entries of these terms from `start` + 1 on; the position `start` (if not 0) is a snapshot of term 1."""
-    storage = MemoryStorage()
-    snapshot = snapshot_at(start, 1 if start else 0, state)
+    storage = MemoryStorage(state)
     if start:
-        storage.apply_snapshot(snapshot)
-    else:
-        storage._snapshot = snapshot
+        storage.apply_snapshot(snapshot_at(start, 1, state))
     storage.append([entry(term, start + 1 + position) for position, term in enumerate(terms)])
     if hard_state is None and terms:
         hard_state = HardState(term=Term(terms[-1]))

@@ -41,7 +41,10 @@ class Model:
     """A configuration as roles: what a change does to one node, in the plainest words."""
 
     def __init__(self, voters: set[int]) -> None:
-        self.voters, self.outgoing, self.learners, self.next = set(voters), set(), set(), set()
+        self.voters = set(voters)
+        self.outgoing: set[int] = set()
+        self.learners: set[int] = set()
+        self.next: set[int] = set()
 
     def apply(self, change: ConfChangeSingle) -> None:
         """Change one node."""
@@ -339,6 +342,20 @@ def test_automatic_leave_waits_for_a_transfer_to_end() -> None:
     assert found.log.has("initiating automatic transition out of joint configuration")
 
 
+def test_joint_configuration_is_left_once_however_many_entries_are_applied_meanwhile() -> None:
+    found = leader([1, 2])
+    found.step(T.APP_RESP, 2, index=Index(1))
+    found.raw.propose_conf_change(ConfChangeV2(transition=ConfChangeTransition.JOINT_IMPLICIT, changes=parse_changes("l3")))
+    found.propose(b"a")
+    found.propose(b"b")
+    found.step(T.APP_RESP, 2, index=Index(2))
+    assert found.raw.last_index == 5
+    found.step(T.APP_RESP, 2, index=Index(4))
+    assert (found.applied_data, found.raw.last_index) == ([b"a", b"b"], 5)
+    found.step(T.APP_RESP, 2, index=Index(5))
+    assert (found.raw.tracker_config.conf_state(), found.raw.last_index) == (conf_state([1, 2], [3]), 5)
+
+
 def test_removed_leader_leads_on_uncounted_and_takes_no_proposals() -> None:
     net = network(3)
     net.campaign(1)
@@ -347,6 +364,13 @@ def test_removed_leader_leads_on_uncounted_and_takes_no_proposals() -> None:
     assert net[1].raw.is_leader
     with pytest.raises(ProposalDroppedError):
         net[1].raw.propose(b"x")
+
+
+def test_removed_leaders_acknowledgement_to_itself_is_ignored() -> None:
+    found = member(1, [1, 2], async_storage_writes=True)
+    found.raw.apply_conf_change(ConfChange(type=ConfChangeType.REMOVE_NODE, node_id=NodeId(1)))
+    found.raw.step(Message(type=T.APP_RESP, from_=NodeId(1), to=NodeId(1), term=Term(1), index=Index(1)))
+    assert not found.raw.has_ready()
 
 
 def test_removed_leader_steps_down_if_so_configured() -> None:
@@ -384,6 +408,17 @@ def test_added_member_is_probed_at_once() -> None:
     found.propose()
     found.raw.apply_conf_change(add(2))
     assert kinds(found.drain()) == [T.APP]
+
+
+def test_change_that_did_not_get_into_the_log_blocks_no_other() -> None:
+    found = leader([1, 2], max_uncommitted_size_bytes=20)
+    found.step(T.APP_RESP, 2, index=Index(1))
+    found.propose(b"x" * 18)
+    with pytest.raises(ProposalDroppedError):
+        found.raw.propose_conf_change(add(4))
+    found.step(T.APP_RESP, 2, index=Index(2))
+    found.raw.propose_conf_change(add(4))
+    assert [each.type for each in found.raw.ready().entries] == [EntryType.CONF_CHANGE]
 
 
 def test_validation_can_be_switched_off() -> None:

@@ -145,12 +145,41 @@ def test_vote_is_not_granted_to_another_once_a_leader_is_known() -> None:
     assert answer.reject
 
 
+def test_granting_a_vote_restarts_the_timer_rejecting_one_does_not() -> None:
+    for index, next_ticks in ((1, 10), (0, 1)):
+        found = member(1, terms=[1])
+        found.step(T.HEARTBEAT, 3, term=Term(2))
+        found.raw.override_election_timeout(10)
+        found.raw.forget_leader()
+        found.tick(9)
+        (answer,) = found.step(T.VOTE, 2, index=Index(index), log_term=Term(index))
+        assert answer.reject is (index == 0)
+        assert found.tick(next_ticks - 1) == []
+        assert kinds(found.tick()) == [T.VOTE, T.VOTE]
+
+
 def test_vote_is_in_the_hard_state_of_the_ready_that_carries_the_answer() -> None:
     found = member(1)
     found.raw.step(Message(type=T.VOTE, from_=NodeId(2), to=NodeId(1), term=Term(1)))
     ready = found.raw.ready()
     assert ready.hard_state is not None
     assert (ready.hard_state.vote, ready.must_sync, kinds(ready.messages)) == (2, True, [T.VOTE_RESP])
+
+
+def test_vote_alone_must_be_synced() -> None:
+    found = member(1, terms=[1])
+    found.raw.step(Message(type=T.VOTE, from_=NodeId(2), to=NodeId(1), term=Term(1), index=Index(1), log_term=Term(1)))
+    ready = found.raw.ready()
+    assert ready.must_sync
+    assert ready.hard_state == HardState(term=Term(1), vote=NodeId(2))
+
+
+def test_commit_alone_need_not_be_synced() -> None:
+    found = member(1, terms=[1])
+    found.raw.step(Message(type=T.HEARTBEAT, from_=NodeId(2), to=NodeId(1), term=Term(1), commit=Index(1)))
+    ready = found.raw.ready()
+    assert not ready.must_sync
+    assert ready.hard_state == HardState(term=Term(1), commit=Index(1))
 
 
 @pytest.mark.parametrize("kind", [T.APP, T.HEARTBEAT, T.SNAP])

@@ -78,7 +78,7 @@ def test_learner_is_sent_to_like_a_voter() -> None:
 
 def test_messages_to_a_caught_up_member_carry_nothing_twice() -> None:
     found = replicating()
-    seen = []
+    seen: list[int] = []
     for _ in range(5):
         seen.extend(each.index for message in of_kind(found.propose(), T.APP) for each in message.entries)
     assert seen == [2, 3, 4, 5, 6]

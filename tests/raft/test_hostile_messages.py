@@ -85,7 +85,7 @@ def act(found: Member, step: Any) -> None:
 @settings(max_examples=400)
 @given(st.sampled_from(["follower", "candidate", "leader"]), st.booleans(), steps)
 def test_nothing_but_the_cores_own_errors_comes_out(role: str, flags: bool, sequence: list[Any]) -> None:
-    options = {"check_quorum": flags, "pre_vote": flags}
+    options: dict[str, Any] = {"check_quorum": flags, "pre_vote": flags}
     found = leader([1, 2, 3]) if role == "leader" else member(1, [1, 2, 3], terms=[1, 1], **options)
     if role == "candidate":
         found.raw.campaign()

@@ -197,6 +197,18 @@ def test_application_is_bounded_by_size_until_acknowledged() -> None:
     assert [each.index for each in log.next_committed(allow_unstable=True)] == [3, 4]
 
 
+def test_entry_that_would_cross_the_bound_waits_until_something_is_applied() -> None:
+    size = entry_size_bytes(entry(1, 1))
+    log = log_of([1] * 5, limit=2 * size + 1)
+    log.commit_to(Index(5))
+    first = log.next_committed(allow_unstable=True)
+    assert [each.index for each in first] == [1, 2]
+    log.accept_applying(Index(2), entries_size_bytes(first), allow_unstable=True)
+    assert log.next_committed(allow_unstable=True) == []
+    log.applied_to(Index(2), 2 * size)
+    assert [each.index for each in log.next_committed(allow_unstable=True)] == [3, 4]
+
+
 def test_applied_index_stays_between_itself_and_the_commit_index() -> None:
     log = log_of([1, 1, 1])
     log.commit_to(Index(2))

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from raft import ConfChangeTransition, ConfChangeV2, ConfigError, InvalidMessageError, Message, ReadOnlyOption
+from raft import ConfChange, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfigError, InvalidMessageError, Message, ReadOnlyOption
 from raft.describe import parse_changes
 from raft.read_only import MAX_WAITING_READS
 from raft.types import Index, NodeId, Term
-from tests.raft.kit import T, entry, leader, member, network, of_kind
+from tests.raft.kit import Member, T, entry, leader, member, network, of_kind
 
 
-def committed_leader(**options: object) -> object:
+def committed_leader(**options: Any) -> Member:
     """Member 1 of 3 as leader with its first entry committed."""
     found = leader(**options)
     found.step(T.APP_RESP, 2, index=Index(1))
     return found
 
 
-def heartbeats(found: object) -> list[Message]:
+def heartbeats(found: Member) -> list[Message]:
     """The heartbeats that the member sends now."""
     return of_kind(found.drain(), T.HEARTBEAT)
 
@@ -150,6 +152,32 @@ def test_single_voter_answers_at_once() -> None:
     found = leader([1])
     found.raw.read_index(b"r")
     found.drain()
+    assert found.read_states == [(1, b"r")]
+
+
+def test_single_voter_waits_for_its_first_commit_too() -> None:
+    found = member(1, [1], terms=[1, 1])
+    found.raw.campaign()
+    found.raw.ready()
+    found.raw.advance()
+    assert found.raw.is_leader
+    found.raw.read_index(b"r")
+    ready = found.raw.ready()
+    assert (found.raw.commit_index, ready.read_states) == (0, [])
+    found.storage.append(ready.entries)
+    found.raw.advance()
+    found.drain()
+    assert found.read_states == [(3, b"r")]
+
+
+def test_removed_leader_asks_the_single_voter_that_is_left() -> None:
+    found = leader([1, 2])
+    found.step(T.APP_RESP, 2, index=Index(1))
+    found.raw.apply_conf_change(ConfChange(type=ConfChangeType.REMOVE_NODE, node_id=NodeId(1)))
+    found.raw.read_index(b"r")
+    (heartbeat,) = heartbeats(found)
+    assert found.read_states == []
+    found.step(T.HEARTBEAT_RESP, 2, context=heartbeat.context)
     assert found.read_states == [(1, b"r")]
 
 

@@ -71,19 +71,21 @@ def test_acknowledgement_below_the_log_leaves_the_snapshot_under_way() -> None:
 
 
 def test_no_snapshot_for_a_member_that_was_not_heard_from() -> None:
-    storage = storage_with(conf_state([1, 2, 3]), start=11)
-    found = Member(1, storage)
-    found.raw.campaign()
-    found.drain()
-    found.step(T.VOTE_RESP, 3)
-    found.storage.append([])
-    found.step(T.APP_RESP, 3, index=Index(12))
-    found.storage.create_snapshot(Index(12), None, b"")
-    found.storage.compact(Index(12))
-    found.propose()
-    assert not found.progress(2).is_recently_active
-    assert T.SNAP not in kinds(found.tick(3))
-    assert T.SNAP in kinds(found.step(T.HEARTBEAT_RESP, 2))
+    found = leader(check_quorum=True)
+    for node in (2, 3):
+        found.step(T.APP_RESP, node, index=Index(1))
+    for _ in range(2):
+        found.tick(10)
+        found.step(T.HEARTBEAT_RESP, 3)
+    found.propose(b"a")
+    found.step(T.APP_RESP, 3, index=Index(2))
+    found.storage.create_snapshot(Index(2), conf_state([1, 2, 3]), b"")
+    found.storage.compact(Index(2))
+    found.raw.report_unreachable(NodeId(2))
+    assert str(found.progress(2)) == "StateProbe match=1 next=2 inactive"
+    assert {each.to for each in found.propose(b"b")} == {3}
+    assert found.log.has("ignore sending snapshot to 2 since it is not recently active")
+    assert kinds(found.step(T.HEARTBEAT_RESP, 2)) == [T.SNAP]
 
 
 def test_snapshot_that_is_not_ready_is_asked_for_again() -> None:
@@ -126,6 +128,13 @@ def test_snapshot_at_or_below_the_commit_index_is_ignored(index: int, term: int)
     found.step(T.HEARTBEAT, 2, commit=Index(2))
     (answer,) = found.step(T.SNAP, 2, snapshot=snapshot_at(index, term, conf_state([1, 2, 3])))
     assert (answer.index, found.raw.last_index, found.snapshots) == (2, 3, [])
+
+
+def test_snapshot_of_another_history_below_the_commit_index_is_ignored() -> None:
+    found = member(1, terms=[1, 1, 1])
+    found.step(T.HEARTBEAT, 2, commit=Index(3))
+    (answer,) = found.step(T.SNAP, 2, term=Term(3), snapshot=snapshot_at(2, 3, conf_state([1, 2, 3])))
+    assert (answer.index, found.raw.commit_index, found.raw.last_index, found.snapshots) == (3, 3, 3, [])
 
 
 def test_snapshot_that_the_log_contains_only_moves_the_commit_index() -> None:

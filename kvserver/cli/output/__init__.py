@@ -4,8 +4,9 @@ Rules: a printer is pure, `answer -> bytes`; nothing here writes. What a format 
 unsupported format never hides a mutation that did happen. Formats are imported one at a time, on demand.
 """
 
-from kvserver.cli.output.choose import endpoint_printer, key_value_printer, member_printer
+from kvserver.cli.output.choose import change_printer, endpoint_printer, key_value_printer, member_printer
 from kvserver.cli.output.types import (
+    ChangePrinter,
     EndpointHash,
     EndpointHealth,
     EndpointPrinter,
@@ -16,6 +17,7 @@ from kvserver.cli.output.types import (
 )
 
 __all__ = [
+    "ChangePrinter",
     "EndpointHash",
     "EndpointHealth",
     "EndpointPrinter",
@@ -23,6 +25,7 @@ __all__ = [
     "KeyValuePrinter",
     "MemberPrinter",
     "Rendered",
+    "change_printer",
     "endpoint_printer",
     "key_value_printer",
     "member_printer",

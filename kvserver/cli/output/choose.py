@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvserver.cli.errors import CliError, ExitCode
-from kvserver.cli.output.types import EndpointPrinter, KeyValuePrinter, MemberPrinter
+from kvserver.cli.output.types import ChangePrinter, EndpointPrinter, KeyValuePrinter, MemberPrinter
 from kvserver.cli.settings import Settings
 
 
@@ -30,7 +30,7 @@ def key_value_printer(settings: Settings, *, values_only: bool = False) -> KeyVa
 
 
 def member_printer(settings: Settings) -> MemberPrinter:
-    """For the member commands."""
+    """For member list."""
     match settings.write_out:
         case "simple":
             from kvserver.cli.output.simple import SimplePrinter
@@ -48,6 +48,24 @@ def member_printer(settings: Settings) -> MemberPrinter:
             from kvserver.cli.output.table import TablePrinter
 
             return TablePrinter()
+        case "protobuf":
+            from kvserver.cli.output.protobuf import ProtobufPrinter
+
+            return ProtobufPrinter()
+    raise _unsupported(settings.write_out)
+
+
+def change_printer(settings: Settings) -> ChangePrinter:
+    """For the member commands that change the cluster, and for move-leader."""
+    match settings.write_out:
+        case "simple":
+            from kvserver.cli.output.simple import SimplePrinter
+
+            return SimplePrinter(hex_output=settings.hex)
+        case "json":
+            from kvserver.cli.output.json import JsonPrinter
+
+            return JsonPrinter()
         case "protobuf":
             from kvserver.cli.output.protobuf import ProtobufPrinter
 

@@ -45,6 +45,26 @@ class JsonPrinter:
         """All members."""
         return dump(to_go(answer))
 
+    def member_add(self, answer: pb.MemberAddResponse, name: str, peer_urls: str) -> bytes:
+        """A member add; the cluster is in it."""
+        return dump(to_go(answer))
+
+    def member_remove(self, answer: pb.MemberRemoveResponse, member_id: int) -> bytes:
+        """A member remove."""
+        return dump(to_go(answer))
+
+    def member_update(self, answer: pb.MemberUpdateResponse, member_id: int) -> bytes:
+        """A member update."""
+        return dump(to_go(answer))
+
+    def member_promote(self, answer: pb.MemberPromoteResponse, member_id: int) -> bytes:
+        """A member promote."""
+        return dump(to_go(answer))
+
+    def move_leader(self, answer: pb.MoveLeaderResponse, leader_id: int, target_id: int) -> bytes:
+        """A move-leader."""
+        return dump(to_go(answer))
+
     def status(self, found: Sequence[EndpointStatus]) -> bytes:
         """A list."""
         return dump([{"Endpoint": each.endpoint, "Status": to_go(each.status)} for each in found])

@@ -27,3 +27,23 @@ class ProtobufPrinter:
     def member_list(self, answer: pb.MemberListResponse) -> bytes:
         """All members."""
         return answer.SerializeToString()
+
+    def member_add(self, answer: pb.MemberAddResponse, name: str, peer_urls: str) -> bytes:
+        """A member add; the cluster is in it."""
+        return answer.SerializeToString()
+
+    def member_remove(self, answer: pb.MemberRemoveResponse, member_id: int) -> bytes:
+        """A member remove."""
+        return answer.SerializeToString()
+
+    def member_update(self, answer: pb.MemberUpdateResponse, member_id: int) -> bytes:
+        """A member update."""
+        return answer.SerializeToString()
+
+    def member_promote(self, answer: pb.MemberPromoteResponse, member_id: int) -> bytes:
+        """A member promote."""
+        return answer.SerializeToString()
+
+    def move_leader(self, answer: pb.MoveLeaderResponse, leader_id: int, target_id: int) -> bytes:
+        """A move-leader."""
+        return answer.SerializeToString()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from kvserver.cli.golang import format_duration
+from kvserver.cli.golang import format_duration, quote, to_bytes
 from kvserver.cli.output import rows
 from kvserver.cli.output.types import EndpointHash, EndpointHealth, EndpointStatus, Rendered
 from kvserver.pb import rpc_pb2 as pb
@@ -64,6 +64,37 @@ class SimplePrinter:
     def member_list(self, answer: pb.MemberListResponse) -> bytes:
         """One line a member."""
         return _lines(rows.member_rows(answer))
+
+    def member_add(self, answer: pb.MemberAddResponse, name: str, peer_urls: str) -> bytes:
+        """What was added, then the environment to start it with; every URL of the cluster stands behind its member's name."""
+        added = answer.member.ID
+        names = {member.ID: member.name for member in answer.members} | {added: name}
+        cluster = ",".join(f"{names[member.ID]}={url}" for member in answer.members for url in member.peerURLs)
+        lines = (
+            f"Member {added:16x} added to cluster {answer.header.cluster_id:16x}",
+            "",
+            f"ETCD_NAME={quote(to_bytes(name))}",
+            f"ETCD_INITIAL_CLUSTER={quote(to_bytes(cluster))}",
+            f"ETCD_INITIAL_ADVERTISE_PEER_URLS={quote(to_bytes(peer_urls))}",
+            'ETCD_INITIAL_CLUSTER_STATE="existing"',
+        )
+        return to_bytes("".join(f"{line}\n" for line in lines))
+
+    def member_remove(self, answer: pb.MemberRemoveResponse, member_id: int) -> bytes:
+        """One line."""
+        return f"Member {member_id:16x} removed from cluster {answer.header.cluster_id:16x}\n".encode()
+
+    def member_update(self, answer: pb.MemberUpdateResponse, member_id: int) -> bytes:
+        """One line."""
+        return f"Member {member_id:16x} updated in cluster {answer.header.cluster_id:16x}\n".encode()
+
+    def member_promote(self, answer: pb.MemberPromoteResponse, member_id: int) -> bytes:
+        """One line."""
+        return f"Member {member_id:16x} promoted in cluster {answer.header.cluster_id:16x}\n".encode()
+
+    def move_leader(self, answer: pb.MoveLeaderResponse, leader_id: int, target_id: int) -> bytes:
+        """One line."""
+        return f"Leadership transferred from {leader_id:x} to {target_id:x}\n".encode()
 
     def status(self, found: Sequence[EndpointStatus]) -> bytes:
         """One line an endpoint."""

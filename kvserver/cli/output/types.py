@@ -64,10 +64,29 @@ class KeyValuePrinter(Protocol):
 
 
 class MemberPrinter(Protocol):
-    """Prints members."""
+    """Prints the list of members."""
 
     def member_list(self, answer: pb.MemberListResponse) -> bytes:
         """All members."""
+
+
+class ChangePrinter(Protocol):
+    """Prints what the commands answer that change the cluster. Ids are unsigned 64-bit numbers."""
+
+    def member_add(self, answer: pb.MemberAddResponse, name: str, peer_urls: str) -> bytes:
+        """A member add; `name` and `peer_urls` as the user gave them."""
+
+    def member_remove(self, answer: pb.MemberRemoveResponse, member_id: int) -> bytes:
+        """A member remove."""
+
+    def member_update(self, answer: pb.MemberUpdateResponse, member_id: int) -> bytes:
+        """A member update."""
+
+    def member_promote(self, answer: pb.MemberPromoteResponse, member_id: int) -> bytes:
+        """A member promote."""
+
+    def move_leader(self, answer: pb.MoveLeaderResponse, leader_id: int, target_id: int) -> bytes:
+        """A move-leader: who led, and who leads now."""
 
 
 class EndpointPrinter(Protocol):

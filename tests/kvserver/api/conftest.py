@@ -86,6 +86,22 @@ class FakeCluster:
         self.asked.append(("hash_kv", revision))
         return rpc_pb2.HashKVResponse(header=rpc_pb2.ResponseHeader(revision=self.revision), hash=77, compact_revision=2, hash_revision=9)
 
+    async def add(self, peer_urls: Sequence[str], *, is_learner: bool, deadline_s: float) -> Member:
+        self.asked.append(("add", tuple(peer_urls), is_learner))
+        return Member(id=NodeId(99), peer_urls=tuple(peer_urls), is_learner=is_learner)
+
+    async def remove(self, target: NodeId, *, deadline_s: float) -> None:
+        self.asked.append(("remove", target))
+
+    async def update(self, target: NodeId, peer_urls: Sequence[str], *, deadline_s: float) -> None:
+        self.asked.append(("update", target, tuple(peer_urls)))
+
+    async def promote(self, target: NodeId, *, deadline_s: float) -> None:
+        self.asked.append(("promote", target))
+
+    async def move_leader(self, to: NodeId) -> None:
+        self.asked.append(("move_leader", to))
+
     async def wait_compacted(self, revision: Revision) -> None:
         self.asked.append(("wait_compacted", revision))
 
@@ -131,6 +147,7 @@ def services() -> Services:
         reads=cluster,
         reader=cluster,
         view=cluster,
+        reconfiguration=cluster,
         clock=clock,
         max_request_bytes=MAX_REQUEST_BYTES,
         max_txn_ops=MAX_TXN_OPS,

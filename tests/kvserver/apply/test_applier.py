@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvserver import commands
-from kvserver.apply import OutOfOrderError, UnreadablePayloadError
+from kvserver.apply import Membership, OutOfOrderError, UnreadablePayloadError
 from kvserver.commands import CommandKind, ProposalId
 from kvserver.errors import (
     CompactedError,
@@ -103,7 +103,8 @@ async def test_publish_sets_name_and_client_urls_and_survives(machine: Any) -> N
 async def test_configuration_change_records_members_and_remembers_removed_ones(machine: Any) -> None:
     two = NodeId(2)
     conf_state = ConfState(voters=(two,))
-    machine.applier.apply_conf_state(Index(1), Term(2), conf_state, {two: Member(id=two)})
+    membership = Membership(members={two: Member(id=two)}, removed_ids=frozenset({NodeId(1)}))
+    machine.applier.apply_conf_state(Index(1), Term(2), conf_state, membership)
     machine.applier.apply_conf_state(Index(2), Term(2), ConfState(voters=(two,), learners=(NodeId(3),)))
     await machine.reopen()
     store = machine.store

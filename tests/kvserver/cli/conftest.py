@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,22 +93,45 @@ def unused_endpoint() -> str:
     return f"127.0.0.1:{free_port()}"
 
 
-def start_etcd(directory: Path) -> Iterator[Etcd]:
-    """Start etcd and wait for its own word that it serves; stopped and reaped when the generator ends."""
+@pytest.fixture(scope="session")
+def etcdctl() -> Callable[[str, list[str], bytes], tuple[int, bytes, bytes]]:
+    """Run etcdctl: `etcdctl(endpoint, arguments, stdin)` gives exit code, stdout and stderr."""
+
+    def call(endpoint: str, arguments: list[str], stdin: bytes) -> tuple[int, bytes, bytes]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")} | {"ETCDCTL_API": "3"}
+        command = ["etcdctl", f"--endpoints={endpoint}", *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, env=environment, timeout=30, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    return call
+
+
+def start_etcd(
+    directory: Path, *, token: str = "etcd-cluster", ports: tuple[int, int] | None = None, joining: Mapping[str, str] | None = None
+) -> Iterator[Etcd]:
+    """Start etcd and wait for its own word that it serves; stopped and reaped when the generator ends.
+
+    With `ports` (client, peer) it advertises its real peer URL. `joining`: the environment that `member add` printed.
+    """
     if shutil.which("etcd") is None or shutil.which("etcdctl") is None:
         pytest.skip("etcd and etcdctl are not installed (Debian packages etcd-server, etcd-client)")
-    server = Etcd(client_port=free_port(), peer_port=free_port())
+    client_port, peer_port = ports or (free_port(), free_port())
+    server = Etcd(client_port=client_port, peer_port=peer_port)
     client_url, peer_url = f"http://{server.endpoint}", f"http://127.0.0.1:{server.peer_port}"
     command = [
         "etcd",
-        "--name=n1",
         f"--data-dir={directory}",
         f"--listen-client-urls={client_url}",
         f"--advertise-client-urls={client_url}",
     ]
-    command += [f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={ADVERTISED}", f"--initial-cluster=n1={ADVERTISED}"]
-    command += ["--logger=zap", "--log-outputs=stderr"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+    command += [f"--listen-peer-urls={peer_url}", "--logger=zap", "--log-outputs=stderr"]
+    if ports is not None:
+        command.append("--strict-reconfig-check=false")  # else it wants 5 s of connection to every voter before each addition
+    if joining is None:
+        advertised = ADVERTISED if ports is None else peer_url
+        command += ["--name=n1", f"--initial-advertise-peer-urls={advertised}", f"--initial-cluster=n1={advertised}"]
+        command.append(f"--initial-cluster-token={token}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")} | dict(joining or {})
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment)
     assert process.stderr is not None
     try:
@@ -123,6 +147,18 @@ def start_etcd(directory: Path) -> Iterator[Etcd]:
         process.kill()
         process.wait(10)
         process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., AbstractContextManager[Etcd]]:
+    """`start_etcd` as a context manager."""
+    return contextmanager(start_etcd)
+
+
+@pytest.fixture
+def three_pairs_of_ports() -> list[tuple[int, int]]:
+    """Client and peer port of each of three members."""
+    return [(free_port(), free_port()) for _ in range(3)]
 
 
 @pytest.fixture(scope="module")

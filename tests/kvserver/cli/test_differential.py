@@ -6,9 +6,7 @@ the end, each with its reason.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -22,13 +20,6 @@ Step = tuple[list[str], bytes]
 def step(line: str, stdin: bytes = b"") -> Step:
     """Words of a line; `~` stands for an empty argument."""
     return ["" if word == "~" else word for word in line.split()], stdin
-
-
-def etcdctl(endpoint: str, arguments: list[str], stdin: bytes) -> tuple[int, bytes, bytes]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")} | {"ETCDCTL_API": "3"}
-    command = ["etcdctl", f"--endpoints={endpoint}", *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, env=environment, timeout=30, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 class Side:
@@ -55,7 +46,7 @@ class Side:
 
 
 @pytest.fixture
-def sides(etcd: Any, twin: Any, kvctl: Any) -> tuple[Side, Side]:
+def sides(etcd: Any, twin: Any, kvctl: Any, etcdctl: Any) -> tuple[Side, Side]:
     def call(endpoint: str, arguments: list[str], stdin: bytes) -> tuple[int, bytes, bytes]:
         outcome = kvctl(f"--endpoints={endpoint}", *arguments, stdin=stdin)
         return outcome.code, outcome.stdout, outcome.stderr

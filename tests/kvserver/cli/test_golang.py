@@ -13,6 +13,7 @@ from kvserver.cli.golang import (
     parse_bool,
     parse_duration_s,
     parse_int,
+    parse_uint,
     quote,
     to_bytes,
     to_text,
@@ -128,6 +129,23 @@ def test_parse_int_refuses_what_go_refuses(text: str) -> None:
 def test_parse_int_knows_its_bounds(text: str) -> None:
     with pytest.raises(GoSyntaxError, match="value out of range"):
         parse_int(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0), ("1f", 31), ("FFFFFFFFFFFFFFFF", 2**64 - 1), ("00000000000000000001", 1)])
+def test_parse_uint(text: str, value: int) -> None:
+    assert parse_uint(text, 16) == value
+
+
+@pytest.mark.parametrize("text", ["", "-1", "+1", "0x1f", "1_0", " 1", "g", "\u0661"])
+def test_parse_uint_refuses_what_go_refuses(text: str) -> None:
+    with pytest.raises(GoSyntaxError) as caught:
+        parse_uint(text, 16)
+    assert str(caught.value) == f'strconv.ParseUint: parsing "{text}": invalid syntax'
+
+
+def test_parse_uint_knows_its_bound() -> None:
+    with pytest.raises(GoSyntaxError, match=r'^strconv\.ParseUint: parsing "18446744073709551616": value out of range$'):
+        parse_uint(str(2**64))
 
 
 def test_parse_bool() -> None:

@@ -15,6 +15,7 @@ from kvserver.cli.output import (
     EndpointHash,
     EndpointHealth,
     EndpointStatus,
+    change_printer,
     endpoint_printer,
     key_value_printer,
     member_printer,
@@ -130,10 +131,55 @@ def test_unstarted_and_learner_members() -> None:
     assert SimplePrinter().member_list(answer) == b"ab, unstarted, , http://a:1,http://b:2, , true\n"
 
 
+CHANGED = pb.ResponseHeader(cluster_id=0x2A)
+
+
+def test_a_member_added_is_followed_by_what_to_start_it_with() -> None:
+    """Ids are padded to 16 places; a member that hasn't started has no name yet, and only the new one is given one."""
+    added = pb.Member(ID=0xB, peerURLs=["http://b:1", "http://b:2"], isLearner=True)
+    members = [pb.Member(ID=0xA, name="n1", peerURLs=["http://a:1"]), added, pb.Member(ID=0xC, peerURLs=["http://c:1"])]
+    answer = pb.MemberAddResponse(header=CHANGED, member=added, members=members)
+    assert SimplePrinter().member_add(answer, 'n"é', "http://b:1,http://b:2").decode() == (
+        "Member                b added to cluster               2a\n"
+        "\n"
+        'ETCD_NAME="n\\"é"\n'
+        'ETCD_INITIAL_CLUSTER="n1=http://a:1,n\\"é=http://b:1,n\\"é=http://b:2,=http://c:1"\n'
+        'ETCD_INITIAL_ADVERTISE_PEER_URLS="http://b:1,http://b:2"\n'
+        'ETCD_INITIAL_CLUSTER_STATE="existing"\n'
+    )
+
+
+def test_a_name_that_is_not_utf8_is_quoted_like_go_does() -> None:
+    answer = pb.MemberAddResponse(member=pb.Member(ID=1))
+    assert b'ETCD_NAME="\\xff"\n' in SimplePrinter().member_add(answer, "\udcff", "http://a:1")
+
+
+def test_changes_of_the_cluster_in_the_simple_format() -> None:
+    simple, last = SimplePrinter(), 2**64 - 1
+    cluster = b"cluster               2a\n"
+    assert simple.member_remove(pb.MemberRemoveResponse(header=CHANGED), last) == b"Member ffffffffffffffff removed from " + cluster
+    assert simple.member_update(pb.MemberUpdateResponse(header=CHANGED), 1) == b"Member                1 updated in " + cluster
+    assert simple.member_promote(pb.MemberPromoteResponse(header=CHANGED), 1) == b"Member                1 promoted in " + cluster
+    assert simple.move_leader(pb.MoveLeaderResponse(header=CHANGED), 0xA, last) == b"Leadership transferred from a to ffffffffffffffff\n"
+
+
+def test_changes_of_the_cluster_in_json() -> None:
+    answer = pb.MemberPromoteResponse(header=CHANGED, members=[pb.Member(ID=2**64 - 1, name="n1", peerURLs=["http://a:1"])])
+    assert JsonPrinter().member_promote(answer, 1) == (
+        b'{"header":{"cluster_id":42},"members":[{"ID":18446744073709551615,"name":"n1","peerURLs":["http://a:1"]}]}\n'
+    )
+    assert JsonPrinter().move_leader(pb.MoveLeaderResponse(), 1, 2) == b"{}\n"
+
+
 @pytest.mark.parametrize("write_out", FORMATS)
 def test_every_format_says_what_it_supports(write_out: str) -> None:
     settings = resolve({"write_out": write_out}, {})
-    for choose, refused in ((key_value_printer, ("table",)), (member_printer, ()), (endpoint_printer, ("protobuf",))):
+    for choose, refused in (
+        (key_value_printer, ("table",)),
+        (member_printer, ()),
+        (endpoint_printer, ("protobuf",)),
+        (change_printer, ("fields", "table")),
+    ):
         if write_out in refused:
             with pytest.raises(CliError) as caught:
                 choose(settings)

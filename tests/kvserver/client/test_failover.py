@@ -92,7 +92,7 @@ async def test_a_mutation_is_repeated_after_an_error_that_proves_no_effect(serve
         (grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: key is not provided"),
     ],
 )
-@pytest.mark.parametrize("kind", ["put", "delete", "txn", "compact"])
+@pytest.mark.parametrize("kind", ["put", "delete", "txn", "compact", "member add", "member remove", "member update", "member promote"])
 async def test_a_mutation_is_never_repeated_after_any_other_error(servers: list[Any], kind: str, failure: tuple[Any, str]) -> None:
     for server in servers:
         server.failures = [failure]
@@ -101,6 +101,10 @@ async def test_a_mutation_is_never_repeated_after_any_other_error(servers: list[
             "put": lambda: connected.put(b"k", b"v"),
             "delete": lambda: connected.delete(b"k"),
             "compact": lambda: connected.compact(3),
+            "member add": lambda: connected.member_add(["http://a:1"]),
+            "member remove": lambda: connected.member_remove(1),
+            "member update": lambda: connected.member_update(1, ["http://a:1"]),
+            "member promote": lambda: connected.member_promote(1),
             "txn": lambda: connected.txn(pb.TxnRequest(success=[pb.RequestOp(request_put=pb.PutRequest(key=b"k"))])),
         }
         with pytest.raises(ServerError) as caught:
@@ -219,6 +223,14 @@ async def test_one_endpoint_can_be_asked_by_name_without_failover(servers: list[
         with pytest.raises(ValueError, match="not an endpoint of this client"):
             await connected.status("elsewhere:1")
     assert [len(server.calls) for server in servers] == [0, 1, 0]
+
+
+async def test_leadership_is_moved_by_the_endpoint_named_and_asked_for_once(servers: list[Any]) -> None:
+    servers[1].failures = [NO_LEADER]
+    async with client(*(each.endpoint for each in servers)) as connected:
+        with pytest.raises(ServerError, match=r"^etcdserver: no leader$"):
+            await connected.move_leader(servers[1].endpoint, 7)
+    assert [server.calls for server in servers] == [[], ["/etcdserverpb.Maintenance/MoveLeader"], []]
 
 
 async def test_the_token_is_fetched_once_and_sent_with_every_call(servers: list[Any]) -> None:

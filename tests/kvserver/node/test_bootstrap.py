@@ -17,6 +17,7 @@ from kvserver.node import bootstrap
 from kvserver.node.bootstrap import BootstrapError, Origin
 from kvserver.node.compaction import WindowLimits
 from kvserver.node.directory import DataDirectory, DataDirectoryError, open_data_directory
+from kvserver.node.joining import JoinError
 from kvserver.pb import rpc_pb2
 from kvserver.snapshot.files import received_path
 from kvserver.types import NodeId
@@ -103,21 +104,21 @@ async def test_all_members_found_the_same_cluster_from_the_same_flags(tmp_path: 
 async def test_a_restart_keeps_identity_and_what_was_applied(tmp_path: Path) -> None:
     member = await Member(tmp_path).open()
     identity = (member.origin.cluster_id, member.origin.member_id)
-    member.log(1, 11, commit=8)
-    member.apply(1, 6)
+    member.log(2, 11, commit=8)
+    member.apply(2, 6)
     await member.close()
     again = await Member(tmp_path).open()
     assert (again.origin.cluster_id, again.origin.member_id) == identity
     assert again.store.applied_index == 5
     assert again.origin.hard_state == HardState(term=Term(1), commit=Index(8))
-    assert held(again) == (1, 10)
+    assert held(again) == (2, 10)
     await again.close()
 
 
 async def test_the_window_of_a_restart_holds_the_newest_within_its_limits_and_everything_unapplied(tmp_path: Path) -> None:
     member = await Member(tmp_path).open()
-    member.log(1, 1001, commit=1000)
-    member.apply(1, 901)
+    member.log(2, 1001, commit=1000)
+    member.apply(2, 901)
     await member.close()
     narrow = await Member(tmp_path, limits=WindowLimits(max_entries=50)).open()
     assert held(narrow) == (901, 1000)
@@ -130,13 +131,13 @@ async def test_the_window_of_a_restart_holds_the_newest_within_its_limits_and_ev
 
 async def test_a_crash_between_marker_and_swap_is_finished_at_the_next_start(tmp_path: Path) -> None:
     donor = await Member(tmp_path / "donor").open()
-    donor.log(1, 101, commit=100)
-    donor.apply(1, 101)
+    donor.log(2, 101, commit=100)
+    donor.apply(2, 101)
     donor.store.request_commit()
     await donor.store.wait_durable(Index(100))
     member = await Member(tmp_path / "a").open()
-    member.log(1, 4, commit=3)
-    member.apply(1, 4)
+    member.log(2, 4, commit=3)
+    member.apply(2, 4)
     received = received_path(member.directory.snap, Index(100), Term(1))
     donor.store.copy_to(received)
     member.origin.wal.save_marker(Marker(Index(100), Term(1)), HardState(term=Term(1), commit=Index(100)))
@@ -152,8 +153,8 @@ async def test_a_crash_between_marker_and_swap_is_finished_at_the_next_start(tmp
 
 async def test_a_received_snapshot_without_a_marker_is_dropped(tmp_path: Path) -> None:
     member = await Member(tmp_path).open()
-    member.log(1, 4, commit=3)
-    member.apply(1, 4)
+    member.log(2, 4, commit=3)
+    member.apply(2, 4)
     await member.close()
     stray = received_path(member.directory.snap, Index(100), Term(1))
     stray.write_bytes(b"whatever")
@@ -173,8 +174,8 @@ async def test_a_marker_whose_snapshot_is_gone_is_refused(tmp_path: Path) -> Non
 
 async def test_a_missing_wal_beside_a_used_store_is_refused(tmp_path: Path) -> None:
     member = await Member(tmp_path).open()
-    member.log(1, 4, commit=3)
-    member.apply(1, 4)
+    member.log(2, 4, commit=3)
+    member.apply(2, 4)
     await member.close()
     shutil.rmtree(member.directory.wal)
     with pytest.raises(BootstrapError, match=r"WAL directory .* is missing"):
@@ -183,15 +184,15 @@ async def test_a_missing_wal_beside_a_used_store_is_refused(tmp_path: Path) -> N
 
 async def test_a_lost_store_is_built_again_from_a_wal_that_reaches_back_to_the_first_entry(tmp_path: Path) -> None:
     member = await Member(tmp_path).open()
-    member.log(1, 21, commit=20)
-    member.apply(1, 21)
+    member.log(2, 21, commit=20)
+    member.apply(2, 21)
     members = dict(member.store.members)
     await member.close()
     member.directory.store.unlink()
     again = await Member(tmp_path).open()
-    assert again.store.applied_index == 0
+    assert again.store.applied_index == 1
     assert dict(again.store.members) == members
-    assert held(again) == (1, 20)
+    assert held(again) == (2, 20)
     await again.close()
 
 
@@ -237,8 +238,8 @@ async def test_a_directory_of_another_cluster_or_member_is_refused(tmp_path: Pat
     await again.close()
 
 
-async def test_joining_a_running_cluster_is_refused_clearly(tmp_path: Path) -> None:
-    with pytest.raises(BootstrapError, match="not supported"):
+async def test_joining_needs_somebody_to_ask(tmp_path: Path) -> None:
+    with pytest.raises(JoinError, match="must name"):
         await Member(tmp_path, "--initial-cluster-state=existing").open()
 
 

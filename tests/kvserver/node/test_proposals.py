@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -26,26 +27,30 @@ MEMBER, INCARNATION = NodeId(7), 99
 
 
 class FakeSink:
-    """Raft as the proposals see it: takes what it is given, or refuses until told otherwise."""
+    """Raft as the proposals see it: takes what it is given, or lets it wait until told otherwise."""
 
     def __init__(self) -> None:
         self.term = Term(3)
         self.leader = True
         self.accepts = True
         self.taken: list[bytes] = []
-        self.changed = asyncio.Event()
+        self.waiting: list[Any] = []
 
     def has_leader(self) -> bool:
         return self.leader
 
-    def try_propose(self, data: bytes) -> bool:
+    def propose(self, proposal: Any) -> None:
+        self.waiting.append(proposal)
         if self.accepts:
-            self.taken.append(data)
-        return self.accepts
+            self.take()
 
-    async def wait_proposable(self) -> None:
-        self.changed.clear()
-        await self.changed.wait()
+    def take(self) -> None:
+        """Take what waits and is still wanted."""
+        for proposal in self.waiting:
+            if proposal.is_wanted:
+                self.taken.append(proposal.content)
+                proposal.taken(self.term)
+        self.waiting.clear()
 
 
 def make(sink: FakeSink, max_count: int = 10, max_bytes: int = 10_000) -> Proposals:
@@ -138,9 +143,7 @@ async def test_without_a_leader_a_proposal_waits_and_is_handed_over_once() -> No
     task = begin(proposals)
     await turn()
     assert sink.taken == []
-    sink.accepts = True
-    sink.changed.set()
-    await turn()
+    sink.take()
     assert len(sink.taken) == 1
     proposals.resolve(commands.decode(sink.taken[0]).id, rpc_pb2.PutResponse())
     await task
@@ -179,6 +182,30 @@ async def test_a_deadline_says_what_probably_happened(leader: bool, term: int, e
     with pytest.raises(error):
         await task
     assert proposals.pending_count == 0
+
+
+async def test_a_proposal_that_nobody_waits_for_any_more_never_reaches_raft() -> None:
+    sink = FakeSink()
+    sink.accepts = False
+    proposals = make(sink)
+    with pytest.raises(RequestTimeoutError):
+        await begin(proposals, delay_s=0.01)
+    sink.take()
+    assert sink.taken == []
+
+
+async def test_a_new_term_does_not_fail_what_raft_never_had() -> None:
+    sink = FakeSink()
+    sink.accepts = False
+    proposals = make(sink)
+    task = begin(proposals)
+    await turn()
+    proposals.fail_older_than(Term(9))
+    await turn()
+    assert not task.done()
+    sink.take()
+    proposals.resolve(commands.decode(sink.taken[0]).id, rpc_pb2.PutResponse())
+    await task
 
 
 async def test_a_cancelled_proposal_leaves_nothing_behind() -> None:

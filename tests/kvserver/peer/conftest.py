@@ -13,7 +13,16 @@ import pytest
 import uvloop
 
 from kvserver.logs import Logger
-from kvserver.peer import Identity, RefusedError, SnapshotOptions, SnapshotOutcome, SnapshotParts, Transport, TransportOptions
+from kvserver.peer import (
+    Identity,
+    PeerRequestRefusedError,
+    RefusedError,
+    SnapshotOptions,
+    SnapshotOutcome,
+    SnapshotParts,
+    Transport,
+    TransportOptions,
+)
 from kvserver.snapshot import SnapshotCopies
 from kvserver.types import ClusterId, NodeId
 from raft.messages import Message
@@ -64,6 +73,8 @@ class Handler:
         self.results: list[SnapshotOutcome] = []
         self.received: list[tuple[Message, Path]] = []
         self.refuse_snapshot: Exception | None = None
+        self.requests: list[tuple[NodeId, int, bytes]] = []
+        self.answer: Callable[[int, bytes], Awaitable[bytes]] = self.answer_nothing
         self.pages: dict[str, object] = {"/version": {"etcdserver": "3.5.0", "etcdcluster": "3.5.0"}, "/members": [{"id": 1}]}
         self._changed = asyncio.Event()
 
@@ -86,6 +97,14 @@ class Handler:
     def on_message(self, message: Message, floor: Index) -> None:
         self.messages.append((message, floor))
         self._changed.set()
+
+    async def answer_nothing(self, kind: int, payload: bytes) -> bytes:
+        raise PeerRequestRefusedError.unknown_kind(kind)
+
+    async def on_request(self, sender: NodeId, kind: int, payload: bytes) -> bytes:
+        self.requests.append((sender, kind, payload))
+        self._changed.set()
+        return await self.answer(kind, payload)
 
     def on_contact(self, member_id: NodeId) -> None:
         self.contacts.append(member_id)
@@ -222,6 +241,7 @@ class Proxy:
         self.flow = asyncio.Event()
         self.flow.set()
         self._target = ("", 0)
+        self._is_stopped = False
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -233,6 +253,9 @@ class Proxy:
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_stopped:  # accepted before the server closed
+            writer.transport.abort()
+            return
         self.connections += 1
         self._writers.add(writer)
         task = asyncio.current_task()
@@ -283,6 +306,7 @@ class Proxy:
         self._writers.clear()
 
     async def stop(self) -> None:
+        self._is_stopped = True
         if self._server is not None:
             self._server.close()
         self.cut()

@@ -13,6 +13,7 @@ from kvserver.peer import Identity, TransportOptions
 from kvserver.peer.codec import encode_message
 from kvserver.peer.frames import FrameType, encode_frame
 from kvserver.peer.handshake import StreamKind, hello_frame
+from kvserver.peer.request_frames import encode_request
 from kvserver.types import ClusterId, NodeId
 from raft.messages import Message, MessageType
 from raft.types import Entry, Index, Term
@@ -25,6 +26,7 @@ MESSAGE = b"".join(
         Message(type=MessageType.APP, from_=NodeId(1), to=NodeId(2), entries=[Entry(term=Term(1), index=Index(1), data=b"value")])
     ).segments
 )
+REQUEST = b"".join(encode_request(1, 7, 5.0, b"question").segments)
 
 FAST_OPTIONS = TransportOptions(backoff_min_s=0.005, backoff_max_s=0.02)
 
@@ -70,6 +72,9 @@ async def target(start_member):
         pytest.param(HELLO + MESSAGE[:-1] + b"?", id="wrong data checksum"),
         pytest.param(HELLO + b"".join(encode_frame(FrameType.PING, b"short")), id="short ping"),
         pytest.param(HELLO + b"".join(encode_frame(FrameType.SNAPSHOT_CHUNK, b"")), id="chunk on a message stream"),
+        pytest.param(HELLO + b"".join(encode_frame(FrameType.RESPONSE, b"")), id="response to the listener"),
+        pytest.param(HELLO + b"".join(encode_frame(FrameType.REQUEST, b"\xff")), id="unreadable request"),
+        pytest.param(HELLO + REQUEST[:-1] + b"?", id="wrong checksum of a request's payload"),
         pytest.param(HELLO + b"\x7f\xff\xff\xff" + MESSAGE[4:], id="oversized length after the hello"),
         pytest.param(b"".join(encode_frame(FrameType.HELLO, b"\xff\xff")), id="unreadable hello"),
         pytest.param(b"".join(encode_frame(FrameType.HELLO, b"", (b"data",))), id="hello with data"),
@@ -111,7 +116,11 @@ async def test_connections_are_bounded(start_member):
             continue
 
 
-@pytest.mark.parametrize("base", [HELLO, HELLO + MESSAGE * 3, SNAPSHOT_HELLO + MESSAGE], ids=["hello", "messages", "snapshot"])
+@pytest.mark.parametrize(
+    "base",
+    [HELLO, HELLO + MESSAGE * 3, HELLO + REQUEST * 3, SNAPSHOT_HELLO + MESSAGE],
+    ids=["hello", "messages", "requests", "snapshot"],
+)
 async def test_mutated_streams_never_hurt_the_member(start_member, base):
     seed = int.from_bytes(os.urandom(4))
     chance = random.Random(seed)
@@ -134,4 +143,6 @@ async def test_mutated_streams_never_hurt_the_member(start_member, base):
         await talk(two.url, bytes(mutated))
     for message, _ in two.handler.messages[genuine:]:
         assert [entry.data for entry in message.entries] == [b"value"], f"seed {seed}: a mutated message was believed"
+    assert set(two.handler.requests) <= {(1, 7, b"question")}, f"seed {seed}: a mutated request was believed"
+    assert two.transport.stats(NodeId(1)).running_answers == 0
     await assert_alive(two)

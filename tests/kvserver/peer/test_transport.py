@@ -334,6 +334,25 @@ async def test_written_messages_leave_before_stop_returns(start_member, connect)
     assert two.handler.messages[0][0].type is MessageType.TIMEOUT_NOW
 
 
+async def test_stop_waits_for_what_is_written(start_member, start_proxy):
+    one, two = await start_member(1, options=replace(_slow(OutboxLimits()), stop_timeout_s=30)), await start_member(2)
+    proxy = await start_proxy(two.url)
+    two.transport.add_peer(one.id, [one.url])
+    one.transport.add_peer(two.id, [proxy.url])
+    await one.handler.until(lambda: one.transport.stats(two.id).is_connected)
+    proxy.flow.clear()
+    one.transport.send([append(1, 2, b"x" * 500_000, index=index) for index in range(50)])
+    for _ in range(5):
+        await _a_round_trip(two, two)  # the sockets on the way fill up
+    assert one.transport.stats(two.id).queued_bytes > 1_000_000
+    stopping = asyncio.create_task(one.transport.stop())
+    await _a_round_trip(two, two)
+    assert not stopping.done()
+    proxy.flow.set()
+    await stopping
+    assert len(two.handler.messages) < 50, "what was only queued doesn't leave"
+
+
 async def test_port_in_use_is_an_error(start_member):
     one = await start_member(1)
     with pytest.raises(OSError, match=r"in use|bind"):

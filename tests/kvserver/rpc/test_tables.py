@@ -107,6 +107,7 @@ def test_every_handler_of_the_api_is_in_the_table() -> None:
         reads=nothing,  # type: ignore[arg-type]
         reader=nothing,  # type: ignore[arg-type]
         view=nothing,  # type: ignore[arg-type]
+        reconfiguration=nothing,  # type: ignore[arg-type]
         clock=nothing,  # type: ignore[arg-type]
         max_request_bytes=1,
         max_txn_ops=1,

@@ -21,8 +21,9 @@ from kvserver.storage import (
     StoreFailedError,
     StoreUnreadableError,
     ViewExpiredError,
+    batch,
+    files,
 )
-from kvserver.storage import engine as engine_module
 
 OpenEngine = Callable[..., Engine]
 
@@ -109,8 +110,8 @@ async def test_close_commits_what_the_wal_allows_and_nothing_else(open_engine: O
 async def test_full_map_keeps_the_batch_and_recovers_by_itself(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     told: asyncio.Queue[StorageNoSpaceError | None] = asyncio.Queue()
     engine = open_engine(hooks=EngineHooks(on_no_space=told.put_nowait), interval_s=60, retry_s=0.01)
-    real = engine_module._write_layer
-    monkeypatch.setattr(engine_module, "_write_layer", _failing(lmdb.MapFullError("mdb_put")))
+    real = batch.write
+    monkeypatch.setattr(batch, "write", _failing(lmdb.MapFullError("mdb_put")))
     write(engine, 1)
     engine.request_commit()
     error = await told.get()
@@ -118,13 +119,13 @@ async def test_full_map_keeps_the_batch_and_recovers_by_itself(open_engine: Open
     assert "resume by themselves" in str(error)
     assert engine.reader.get(0, b"k1") == b"v"
     assert engine.durable_mark == 0
-    monkeypatch.setattr(engine_module, "_write_layer", real)
+    monkeypatch.setattr(batch, "write", real)
     assert await told.get() is None
     await engine.wait_durable(1)
 
 
 async def test_really_full_map_is_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module.files, "MIN_MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "MIN_MAP_BYTES", 1 << 20)
     told: asyncio.Queue[StorageNoSpaceError | None] = asyncio.Queue()
     config = EngineConfig(quota_bytes=1000, interval_s=60, retry_s=60)
     engine = Engine.open(tmp_path / "db", tables=(b"one",), config=config, hooks=EngineHooks(on_no_space=told.put_nowait))
@@ -163,19 +164,43 @@ def lmdb_error(kind: type[lmdb.Error], code: int) -> lmdb.Error:
 def test_only_full_disks_and_maps_are_no_space(
     error: Exception, disk_full: bool, no_space: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module.files, "is_disk_full", lambda directory: disk_full)
-    assert engine_module._is_no_space(error, tmp_path / "db") is no_space
+    monkeypatch.setattr(files, "is_disk_full", lambda directory: disk_full)
+    assert batch.is_no_space(error, tmp_path / "db") is no_space
+
+
+async def test_commit_waits_for_everything_written_so_far(open_engine: OpenEngine) -> None:
+    told: list[int] = []
+    engine = open_engine(hooks=EngineHooks(on_durable=told.append), interval_s=60)
+    await engine.commit()
+    write(engine, 1)
+    engine.request_commit()
+    write(engine, 2)
+    await engine.commit()
+    assert told == [1, 2]
+    assert engine.buffered_bytes == 0
+
+
+async def test_count_bounds_the_batch_that_fills_while_another_waits(open_engine: OpenEngine) -> None:
+    engine = open_engine(interval_s=60, commit_count=10)
+    engine.allow_commit_through(0)
+    for mark in range(1, 20):
+        write(engine, mark)
+        assert engine.has_room
+    write(engine, 20)
+    assert not engine.has_room
+    engine.allow_commit_through(20)
+    await engine.wait_room()
 
 
 def test_disk_with_room_is_not_full(tmp_path: Path) -> None:
-    assert engine_module.files.is_disk_full(tmp_path) is False
+    assert files.is_disk_full(tmp_path) is False
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_failed_commit_is_fatal_for_everybody_who_waits(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     fatal: list[FatalError] = []
     engine = open_engine(hooks=EngineHooks(on_fatal=fatal.append), interval_s=60)
-    monkeypatch.setattr(engine_module, "_write_layer", _failing(lmdb_error(lmdb.Error, errno.EIO)))
+    monkeypatch.setattr(batch, "write", _failing(lmdb_error(lmdb.Error, errno.EIO)))
     write(engine, 1)
     waiting = asyncio.create_task(engine.wait_durable(1))
     await asyncio.sleep(0)
@@ -292,7 +317,7 @@ async def test_crash_at_any_step_of_a_replacement_leaves_one_whole_store(
         "fsync": (os, "fsync"),
         "unlink": (Path, "unlink"),
         "rename": (Path, "replace"),
-        "directory": (engine_module.files, "sync_directory"),
+        "directory": (files, "sync_directory"),
     }[step]
     with monkeypatch.context() as patch:
         patch.setattr(*target, crash)

@@ -242,7 +242,6 @@ def _with_option(argument: Argument, options: NodeOptions, snapshot: Snapshot) -
     if not values:
         raise ScriptError(f"unknown argument {key}")
     metadata = snapshot.metadata
-    ids = lambda: tuple(NodeId(int(value)) for value in values)  # noqa: E731 - evaluated only for lists of ids
     if key in _FLAGS:
         setattr(options, _FLAGS[key], _parse_bool(values[0]))
     elif key in _NUMBERS:
@@ -250,9 +249,9 @@ def _with_option(argument: Argument, options: NodeOptions, snapshot: Snapshot) -
     elif key == "read-only":
         options.read_only = ReadOnlyOption(values[0])
     elif key == "voters":
-        return replace(snapshot, metadata=replace(metadata, conf_state=replace(metadata.conf_state, voters=ids())))
+        return replace(snapshot, metadata=replace(metadata, conf_state=replace(metadata.conf_state, voters=_ids(values))))
     elif key == "learners":
-        return replace(snapshot, metadata=replace(metadata, conf_state=replace(metadata.conf_state, learners=ids())))
+        return replace(snapshot, metadata=replace(metadata, conf_state=replace(metadata.conf_state, learners=_ids(values))))
     elif key == "index":
         return replace(snapshot, metadata=replace(metadata, index=Index(int(values[0]))))
     elif key == "content":
@@ -260,3 +259,7 @@ def _with_option(argument: Argument, options: NodeOptions, snapshot: Snapshot) -
     else:
         raise ScriptError(f"unknown argument {key}")
     return snapshot
+
+
+def _ids(values: tuple[str, ...]) -> tuple[NodeId, ...]:
+    return tuple(NodeId(int(value)) for value in values)

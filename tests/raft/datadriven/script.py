@@ -133,7 +133,7 @@ def parse(text: str) -> list[Stanza]:
 
 
 def _input(lines: _Lines, head: list[str], number: int) -> str:
-    given = []
+    given: list[str] = []
     while (line := lines.next()) is not None:
         head.append(line)
         if line == SEPARATOR:
@@ -187,7 +187,7 @@ def run(text: str, execute: Callable[[Stanza], str]) -> list[Outcome]:
 
 def rewrite(path: Path, outcomes: list[Outcome]) -> None:
     """Put what came out where the expectations are."""
-    parts = []
+    parts: list[str] = []
     for outcome in outcomes:
         parts.extend(line + "\n" for line in outcome.stanza.head)
         has_blank = "\n\n" in "\n" + outcome.actual

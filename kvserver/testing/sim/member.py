@@ -1,0 +1,428 @@
+"""A simulated member: the real core and the real log window, driven as `kvserver.node.driver` drives them.
+
+Rules
+- Everything between raft and the window is the node's own code: `RawNode` with asynchronous storage writes, `LogWindow`, `WindowLoader`,
+  `decide`, `PeerBook`. This shell repeats the order of the driver: step, turn (all Readys, then compaction), floors with every message,
+  pins from the moment a snapshot is wanted, contact clocks from every message.
+- Only ProposalDropped and "peer not found" may come out of a core; any other error, and above all "compacted" or "unavailable", is a
+  violation.
+- A crash drops everything but the disk. Events of an earlier life never arrive; those of a stalled member wait, its ticks collapse to one.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Protocol
+
+from kvserver.node.compaction import Decision, Role, Situation, decide, is_within_slack
+from kvserver.node.peers import PeerBook
+from kvserver.node.window_loader import WindowLoader
+from kvserver.testing.sim.checks import SafetyChecks
+from kvserver.testing.sim.disk import Disk, SimWal, StoreState
+from kvserver.testing.sim.kernel import US_PER_S, Action, Kernel, ViolationError
+from kvserver.testing.sim.network import Network
+from kvserver.testing.sim.plan import Plan
+from kvserver.testing.sim.queues import SimAppendQueue, SimApplyQueue
+from kvserver.testing.sim.window_checks import WindowChecks
+from raft.confchange_codec import decode_conf_change
+from raft.config import Config, LogSink
+from raft.errors import ConfChangeError, ProposalDroppedError, RaftError, StepPeerNotFoundError
+from raft.messages import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, Message, MessageType
+from raft.raw_node import RawNode
+from raft.ready import ReadState, Ready
+from raft.types import NO_NODE, ConfState, Entry, EntryType, HardState, Index, NodeId, SnapshotMetadata, Term
+from wal.state import LogState
+
+_TICK_US = US_PER_S
+_RELEASE_AFTER_COMMIT = 0.25
+
+
+class Outside(Protocol):
+    """Whom a member tells."""
+
+    def read_confirmed(self, member: Member, state: ReadState) -> None: ...
+    def entry_applied(self, member: Member, entry: Entry) -> None: ...
+    def snapshot_installed(self, member: Member) -> None: ...
+    def snapshot_wanted(self, member: Member, message: Message) -> None: ...
+    def leadership_lost(self, member: Member) -> None: ...
+    def peer_left(self, member: Member, peer: NodeId) -> None: ...
+    def compacted(self, decision: Decision) -> None: ...
+
+
+class Member:
+    """One life of a member, from start to crash."""
+
+    def __init__(
+        self,
+        member_id: NodeId,
+        disk: Disk,
+        *,
+        plan: Plan,
+        kernel: Kernel,
+        network: Network,
+        checks: SafetyChecks,
+        outside: Outside,
+        log_sink: LogSink,
+    ) -> None:
+        self.id = member_id
+        self.disk = disk
+        self.book = PeerBook()
+        self.is_running = True
+        self._kernel = kernel
+        self._network = network
+        self._checks = checks
+        self._outside = outside
+        self._pace = plan.pace
+        self._limits = plan.limits
+        self._delayed_turns = plan.delayed_turns
+        self._rate = 1.0 + plan.clock_skew * (2 * kernel.rng.random() - 1)
+        self._offset_s = kernel.rng.random() * 1000
+        self._tick_us = int(_TICK_US / self._rate)
+        self._stalled_until_us = 0
+        self._leader = NO_NODE
+        self._leader_floor: Index | None = None
+        self._role_since_s = self.now_s()
+        self._is_in_turn = False
+        self._is_turn_scheduled = False
+        self._commit_epoch = 0
+        self._is_committing = False
+        self._recover(plan, log_sink)
+        self._window_checks = WindowChecks(member_id, self.window, plan.limits, checks)
+        checks.started(self)
+        self._tick_timer(kernel.rng.randrange(self._tick_us))
+
+    def _recover(self, plan: Plan, log_sink: LogSink) -> None:
+        """Start from the disk, as `kvserver.node.bootstrap` does."""
+        disk = self.disk
+        loader = WindowLoader(disk.committed.index, plan.limits)
+        recovered = disk.wal.recover(disk.committed.index, loader)
+        marker = recovered.marker
+        if marker is not None and marker.index > disk.committed.index:
+            if (marker.index, marker.term) not in disk.received:
+                raise ViolationError("snapshot", f"{self.id} restarts behind marker {marker}, whose snapshot it lacks")
+            disk.committed = disk.received[marker.index, marker.term].copy()
+        disk.received.clear()
+        self.store = disk.committed.copy()
+        self._checks.check_state(self.id, self.store)
+        self.window = loader.finish(
+            recovered, recovered.hard_state, self.store.conf_state, lambda: (disk.committed.index, disk.committed.conf_state)
+        )
+        self.log = LogState(start_index=Index(recovered.first_index - 1), start_term=recovered.prev_term)
+        for index in range(recovered.first_index, recovered.last_index + 1):
+            self.log.append(Index(index), disk.wal.state.term_at(Index(index)))
+        self._append_queue = SimAppendQueue(self, plan.pace, recovered.hard_state, self._when_applied)
+        self._apply_queue = SimApplyQueue(self, plan.pace)
+        self._floor = Index(self.window.first_index() - 1)
+        self.raw = RawNode(
+            Config(
+                id=self.id,
+                election_ticks=plan.election_ticks,
+                heartbeat_ticks=1,
+                storage=self.window,
+                random=Random(self._kernel.rng.getrandbits(64)),
+                log_sink=log_sink,
+                applied=self.store.index,
+                async_storage_writes=True,
+                max_size_per_msg_bytes=plan.max_size_per_msg_bytes,
+                max_committed_size_per_ready_bytes=plan.max_committed_bytes,
+                max_uncommitted_size_bytes=plan.max_uncommitted_bytes,
+                max_inflight_msgs=plan.max_inflight_msgs,
+                max_inflight_bytes=max(plan.max_size_per_msg_bytes, plan.limits.max_bytes // 4),
+                check_quorum=True,
+                pre_vote=plan.pre_vote,
+                step_down_on_removal=plan.step_down_on_removal,
+            )
+        )
+
+    # --- what others read -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def wal(self) -> SimWal:
+        """The log on disk."""
+        return self.disk.wal
+
+    @property
+    def conf_state(self) -> ConfState:
+        """The configuration as applied here."""
+        return self.store.conf_state
+
+    def now_s(self) -> float:
+        """This member's own clock."""
+        return self._offset_s + self._rate * self._kernel.now_us / US_PER_S
+
+    def is_member(self) -> bool:
+        """Part of the configuration as applied here."""
+        return self.id in members_of(self.store.conf_state)
+
+    # --- events of this life ----------------------------------------------------------------------------------------------------------
+
+    def after(self, delay_us: int, action: Action, *arguments: object) -> None:
+        """Call `action` later, unless this life has ended by then."""
+        self._kernel.after(delay_us, self._run, action, arguments)
+
+    def _run(self, action: Action, arguments: tuple[object, ...]) -> None:
+        if not self.is_running:
+            return
+        if self.is_stalled:
+            self._kernel.after(self._stalled_until_us - self._kernel.now_us, self._run, action, arguments)
+            return
+        action(*arguments)
+
+    def between(self, low_us: int, high_us: int) -> int:
+        """A random delay."""
+        return self._kernel.between(low_us, high_us)
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return self._kernel.rng.random() < probability
+
+    def note(self, text: str) -> None:
+        """Record what this member does."""
+        self._kernel.note(f"{self.id} {text}")
+
+    @property
+    def is_stalled(self) -> bool:
+        """The process is paused."""
+        return self._stalled_until_us > self._kernel.now_us
+
+    def stall(self, duration_us: int) -> None:
+        """Do nothing for a while: a pause of the process."""
+        self._stalled_until_us = self._kernel.now_us + duration_us
+
+    def crash(self) -> None:
+        """End this life; the disk keeps what was synced and some of the rest."""
+        self.is_running = False
+        self.disk.wal.crash(self._kernel.rng)
+
+    # --- inputs -----------------------------------------------------------------------------------------------------------------------
+
+    def accept(self, message: Message, floor: Index) -> None:
+        """A message arrives; a stalled member takes it later."""
+        self._run(self.receive, (message, floor))
+
+    def receive_snapshot(self, position: tuple[Index, Term], state: StoreState) -> None:
+        """A snapshot file is whole and durable; its message follows."""
+        self.disk.received[position] = state
+
+    def receive(self, message: Message, floor: Index) -> None:
+        """Step a message from a peer; `floor` is the sender's log floor."""
+        self.book.note_contact(message.from_, self.now_s())
+        try:
+            self.raw.step(message)
+        except ProposalDroppedError:
+            pass
+        except StepPeerNotFoundError:
+            return
+        except RaftError as error:
+            raise ViolationError("no error reaches the top", f"{self.id}: {error!r} from {message.type.name}") from error
+        if message.from_ == self.raw.leader_id:
+            self._leader_floor = floor
+        self._checks.stepped(self)
+        self.wake()
+
+    def report_unreachable(self, peer: NodeId) -> None:
+        """A message to `peer` was dropped."""
+        self.raw.report_unreachable(peer)
+        self.wake()
+
+    def report_snapshot(self, peer: NodeId, *, delivered: bool) -> None:
+        """The snapshot stream to `peer` ended."""
+        if delivered:
+            self.book.unpin_later(peer, self.now_s())
+        else:
+            self.book.unpin(peer)
+        self.raw.report_snapshot(peer, delivered)
+        self._checks.stepped(self)
+        self.wake()
+
+    def _tick_timer(self, delay_us: int) -> None:
+        self.after(delay_us, self._tick)
+
+    def _tick(self) -> None:
+        self._tick_timer(self._tick_us)
+        self.raw.tick()
+        self._checks.stepped(self)
+        self.wake()
+
+    def storage_responded(self, responses: list[Message]) -> None:
+        """An append is durable, or entries are applied."""
+        outgoing = []
+        for response in responses:
+            if response.to == self.id:
+                self.raw.step(response)
+                self._checks.stepped(self)
+            else:
+                outgoing.append(response)
+        if outgoing:
+            self._send(outgoing)
+        self.wake()
+
+    # --- the turn ---------------------------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Have a turn: now, or a little later together with what else comes in."""
+        if self._is_in_turn or self._is_turn_scheduled:
+            return
+        if self._delayed_turns and self.chance(self._delayed_turns):
+            self._is_turn_scheduled = True
+            self.after(self._kernel.rng.randrange(2_000), self._turn)
+        else:
+            self._turn()
+
+    def _turn(self) -> None:
+        self._is_turn_scheduled = False
+        self._is_in_turn = True
+        raw = self.raw
+        while raw.has_ready():
+            self._carry_out(raw.ready())
+        self._compact()
+        self._is_in_turn = False
+        safe = Index(min(raw.applied_index, self.store.index, self.disk.committed.index))
+        self._window_checks.check_bounds(safe, pinned=raw.is_leader and bool(self.book.pins))
+
+    def _carry_out(self, ready: Ready) -> None:
+        self._checks.ready(self, ready)
+        if ready.soft_state is not None:
+            self._note_leader(ready.soft_state.lead)
+        for state in ready.read_states:
+            self._outside.read_confirmed(self, state)
+        outgoing = []
+        for message in ready.messages:
+            if message.to == LOCAL_APPEND_THREAD:
+                self._append_queue.submit(message)
+            elif message.to == LOCAL_APPLY_THREAD:
+                self._apply_queue.submit(message)
+            elif message.type is MessageType.SNAP:
+                self.book.pin(message.to, self.disk.committed.index)
+                self._outside.snapshot_wanted(self, message)
+            else:
+                outgoing.append(message)
+        if outgoing:
+            self._send(outgoing)
+
+    def _send(self, messages: list[Message]) -> None:
+        for message in messages:
+            self._checks.sending(self, message)
+        self._network.send(messages, self._floor)
+
+    def _note_leader(self, leader: NodeId) -> None:
+        previous, self._leader = self._leader, leader
+        self._role_since_s = self.now_s()
+        self._leader_floor = None
+        if previous == self.id and leader != previous:
+            self.book.unpin_all()
+            self._outside.leadership_lost(self)
+        self.note(f"{self.raw.state.value} of term {self.raw.term}, leader {leader}")
+
+    def _compact(self) -> None:
+        """Compact the window as the driver does, and have the decision checked."""
+        if is_within_slack(self.window, self._limits) and not self.book.pins:
+            return
+        now_s = self.now_s()
+        raw, window, committed = self.raw, self.window, self.disk.committed.index
+        is_leader = raw.is_leader
+        if is_leader:
+            over_cap = window.size_bytes > 2 * self._limits.max_bytes or window.entry_count > 2 * self._limits.max_entries
+            self.book.expire(now_s, over_cap=over_cap, progress=raw.progress())
+        situation = Situation(
+            role=Role.LEADER if is_leader else Role.FOLLOWER,
+            safe_index=Index(min(raw.applied_index, self.store.index, committed)),
+            now_s=now_s,
+            role_since_s=self._role_since_s,
+            leader_floor=self._leader_floor,
+        )
+        claims = self.book.claims(raw.progress(), self.id) if is_leader else ()
+        decision = decide(window, claims, situation, self._limits)
+        if decision is None:
+            return
+        self._window_checks.check_compaction(decision.index, raw, committed)
+        if is_leader:
+            self._window_checks.check_served(decision.index, raw, self.book, now_s)
+        dropped = window.compact(decision.index)
+        self._window_checks.check_previous_term()
+        self._floor = Index(window.first_index() - 1)
+        self.note(f"compacted to {self._floor} ({decision.reason.value}), {dropped} entries")
+        self._outside.compacted(decision)
+
+    # --- storage ----------------------------------------------------------------------------------------------------------------------
+
+    def saved(self, hard_state: HardState, entries: list[Entry], responses: list[Message]) -> None:
+        """A save is durable."""
+        self._checks.synced(self.id, hard_state)
+        self.note(f"synced {self.wal.durable.last_term}/{self.wal.durable.last_index}, term {hard_state.term} vote {hard_state.vote}")
+        self.window.append(entries)
+        self.storage_responded(responses)
+
+    def _when_applied(self, action: Action) -> None:
+        self._apply_queue.when_idle(action)
+
+    def apply_entry(self, entry: Entry) -> None:
+        """Apply the next entry to the store, as `kvserver.node.entries` does."""
+        if entry.type is EntryType.NORMAL:
+            self.store.apply(entry)
+        else:
+            self.store.apply(entry, self._change_configuration(entry))
+        self._checks.applied(self, entry, self.store)
+        self._outside.entry_applied(self, entry)
+        if not self._is_committing:
+            self._is_committing = True
+            self._commit_later()
+
+    def _change_configuration(self, entry: Entry) -> ConfState:
+        before = self.store.conf_state
+        try:
+            after = self.raw.apply_conf_change(decode_conf_change(entry.type, entry.data))
+        except ConfChangeError as error:
+            self.note(f"skips a configuration change: {error}")
+            return before
+        self._checks.stepped(self)
+        self.note(f"configuration {self.raw.tracker_config}")
+        self._forget_peers(before, after)
+        return after
+
+    def _forget_peers(self, before: ConfState, after: ConfState) -> None:
+        members = members_of(after)
+        for peer in members_of(before):
+            if peer not in members and peer != self.id:
+                self._outside.peer_left(self, peer)
+                self.book.forget(peer)
+
+    def _commit_later(self) -> None:
+        self.after(self.between(1_000, self._pace.max_commit_us), self._begin_commit, self._commit_epoch)
+
+    def _begin_commit(self, epoch: int) -> None:
+        if epoch == self._commit_epoch:
+            self.after(self.between(1_000, self._pace.max_sync_us), self._end_commit, epoch, self.store.copy())
+
+    def _end_commit(self, epoch: int, state: StoreState) -> None:
+        if epoch != self._commit_epoch:
+            return  # a snapshot was installed meanwhile
+        self.disk.committed = state
+        if self.chance(_RELEASE_AFTER_COMMIT):
+            self.wal.release(Index(min(self.window.first_index() - 1, state.index)))
+        self._is_committing = self.store.index > state.index
+        if self._is_committing:
+            self._commit_later()
+        self.wake()
+
+    def install(self, metadata: SnapshotMetadata) -> None:
+        """Put a received snapshot in force."""
+        before = self.store.conf_state
+        state = self.disk.received[metadata.index, metadata.term]
+        self._checks.check_state(self.id, state)
+        self.disk.committed, self.store = state.copy(), state.copy()
+        self._commit_epoch += 1
+        self._is_committing = False
+        self.window.reset(metadata.index, metadata.term)
+        self._window_checks.check_previous_term()
+        self._forget_peers(before, state.conf_state)
+        for received in [key for key in self.disk.received if key[0] <= metadata.index]:
+            del self.disk.received[received]
+        self.note(f"installed snapshot {metadata.term}/{metadata.index}")
+        self._outside.snapshot_installed(self)
+        self.wake()
+
+
+def members_of(conf_state: ConfState) -> list[NodeId]:
+    """Everyone in a configuration, in ascending order."""
+    return sorted({*conf_state.voters, *conf_state.voters_outgoing, *conf_state.learners, *conf_state.learners_next})

@@ -1,0 +1,160 @@
+"""What one seed stands for: the cluster, its limits, how bad its network and disks are, and what is done to it.
+
+Rules: a plan is drawn once, before anything runs; everything later is drawn from the same generator. Times are virtual: a tick is one
+second, so that the grace (10 s) and the pins (30 s) of the log window are 10 and 30 ticks, a tenth of what they are in production.
+Limits are small on purpose: what needs a week of production to occur shall occur within two thousand events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from kvserver.node.compaction import WindowLimits
+from kvserver.testing.sim.kernel import US_PER_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkPlan:
+    """How messages travel: probabilities in [0, 1], one-way delays."""
+
+    drop: float
+    duplicate: float
+    is_ordered: bool
+    max_delay_us: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Pace:
+    """How long the storage takes at most: a WAL sync, from a store's change to its commit, and an apply. Shared by all members; healing
+    speeds it up."""
+
+    max_sync_us: int
+    max_commit_us: int
+    max_apply_us: int
+
+    def heal(self) -> None:
+        """From now on disks are fast."""
+        self.max_sync_us = min(self.max_sync_us, 20_000)
+        self.max_commit_us = min(self.max_commit_us, 100_000)
+        self.max_apply_us = min(self.max_apply_us, 1_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultPlan:
+    """What goes wrong, as relative weights; `every_us` is the mean time between two faults (0: none)."""
+
+    every_us: int
+    crash: int
+    cut: int
+    partition: int
+    stall: int
+    campaign: int
+    forget: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkPlan:
+    """What clients and operators do: the mean time between two actions, weights, and how large values are."""
+
+    every_us: int
+    write: int
+    read: int
+    transfer: int
+    member: int
+    max_value_bytes: int
+    max_burst: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that is fixed for one run."""
+
+    seed: int
+    steps: int
+    voters: int
+    learners: int
+    election_ticks: int
+    pre_vote: bool
+    step_down_on_removal: bool
+    limits: WindowLimits
+    max_size_per_msg_bytes: int
+    max_committed_bytes: int
+    max_uncommitted_bytes: int
+    max_inflight_msgs: int
+    clock_skew: float
+    delayed_turns: float
+    network: NetworkPlan
+    pace: Pace
+    faults: FaultPlan
+    work: WorkPlan
+
+
+def draw(rng: Random, *, seed: int, steps: int, nodes: int) -> Plan:
+    """The plan of a seed for a cluster that starts with `nodes` members."""
+    learners = rng.choice((0, 0, 1)) if nodes > 2 else 0
+    max_size_per_msg_bytes = rng.choice((0, 4096, 65_536, 1 << 20))
+    return Plan(
+        seed=seed,
+        steps=steps,
+        voters=nodes - learners,
+        learners=learners,
+        election_ticks=rng.choice((3, 5, 10)),
+        pre_vote=rng.random() < 0.7,
+        step_down_on_removal=rng.random() < 0.4,
+        limits=WindowLimits(
+            max_entries=rng.choice((4, 16, 64, 300, 100_000)), max_bytes=rng.choice((16_384, 131_072, 524_288, 8 << 20)), grace_s=10.0
+        ),
+        max_size_per_msg_bytes=max_size_per_msg_bytes,
+        max_committed_bytes=rng.choice((0, 8192, 262_144)),
+        max_uncommitted_bytes=rng.choice((0, 131_072, 1 << 20)),
+        max_inflight_msgs=rng.choice((1, 2, 8, 256)),
+        clock_skew=rng.choice((0.0, 0.02, 0.1)),
+        delayed_turns=rng.choice((0.0, 0.1, 0.5)),
+        network=_draw_network(rng),
+        pace=_draw_pace(rng),
+        faults=_draw_faults(rng),
+        work=_draw_work(rng),
+    )
+
+
+def _draw_network(rng: Random) -> NetworkPlan:
+    return NetworkPlan(
+        drop=rng.choice((0.0, 0.0, 0.01, 0.05, 0.2)),
+        duplicate=rng.choice((0.0, 0.02, 0.1)),
+        is_ordered=rng.random() < 0.4,
+        max_delay_us=rng.choice((20_000, 300_000, 1_500_000, 4_000_000)),
+    )
+
+
+def _draw_pace(rng: Random) -> Pace:
+    return Pace(
+        max_sync_us=rng.choice((5_000, 100_000, 1_000_000, 4_000_000)),
+        max_commit_us=rng.choice((50_000, 1_000_000, 8_000_000)),
+        max_apply_us=rng.choice((0, 20_000, 1_500_000)),
+    )
+
+
+def _draw_faults(rng: Random) -> FaultPlan:
+    every_us = rng.choice((0, 2, 4, 8, 8, 15)) * US_PER_S
+    return FaultPlan(
+        every_us=every_us,
+        crash=rng.choice((0, 4, 8)),
+        cut=rng.choice((0, 2, 5)),
+        partition=rng.choice((0, 2, 5)),
+        stall=rng.choice((0, 1, 3)),
+        campaign=rng.choice((0, 1, 3)),
+        forget=rng.choice((0, 0, 1)),
+    )
+
+
+def _draw_work(rng: Random) -> WorkPlan:
+    return WorkPlan(
+        every_us=rng.choice((200_000, 500_000, 1_000_000)),
+        write=rng.choice((5, 10)),
+        read=rng.choice((1, 5)),
+        transfer=rng.choice((0, 1)),
+        member=rng.choice((0, 1, 3)),
+        max_value_bytes=rng.choice((16, 2_000, 40_000)),
+        max_burst=rng.choice((1, 4, 40)),
+    )

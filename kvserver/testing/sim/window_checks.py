@@ -1,0 +1,72 @@
+"""What the in-memory log promises (log-memory.md, "Invariants"), checked on every compaction and after every turn.
+
+    promise              what is compared
+    window bound         bytes <= cap + what is not applied durably yet; the same for entries; twice the cap while a snapshot is pinned
+    compaction safety    the floor stays at or below what is applied, durable and committed, and never moves back
+    previous term        the term of first - 1 is known and right
+    peers are served     what an active peer within the caps still needs is not dropped
+
+The rule of the window is not repeated here: each promise is stated on its own, with slack where the rule has some.
+"""
+
+from __future__ import annotations
+
+from kvserver.node.compaction import WindowLimits
+from kvserver.node.log_window import LogWindow
+from kvserver.node.peers import PeerBook
+from kvserver.testing.sim.checks import SafetyChecks
+from kvserver.testing.sim.kernel import ViolationError
+from raft.raw_node import RawNode
+from raft.types import Index, NodeId
+
+
+class WindowChecks:
+    """The promises of one member's window, for one life of the member."""
+
+    def __init__(self, member: NodeId, window: LogWindow, limits: WindowLimits, safety: SafetyChecks) -> None:
+        self._member = member
+        self._window = window
+        self._limits = limits
+        self._safety = safety
+        self._first = int(window.first_index())
+        self.check_previous_term()
+
+    def check_previous_term(self) -> None:
+        """The window starts behind a position whose term it knows."""
+        before = Index(self._window.first_index() - 1)
+        term = self._window.term(before)
+        if before > self._safety.commit_index or term != self._safety.committed_term(before):
+            raise ViolationError("previous term", f"{self._member} says that {before} has term {term}")
+
+    def check_bounds(self, safe: Index, *, pinned: bool) -> None:
+        """After a turn: nothing is held beyond the caps but what is not durably applied."""
+        window, limits = self._window, self._limits
+        if window.first_index() < self._first:
+            raise ViolationError("compaction safety", f"{self._member}: the floor moved back from {self._first} to {window.first_index()}")
+        self._first = window.first_index()
+        factor = 2 if pinned else 1
+        if window.size_bytes > factor * limits.max_bytes and window.size_bytes > window.bytes_after(safe):
+            text = f"{self._member} holds {window.size_bytes} bytes, the cap is {factor} x {limits.max_bytes}, durably applied is {safe}"
+            raise ViolationError("window bound", text)
+        if window.entry_count > max(factor * limits.max_entries, window.last_index() - safe):
+            text = f"{self._member} holds {window.entry_count} entries, the cap is {factor} x {limits.max_entries}, durably applied is {safe}"
+            raise ViolationError("window bound", text)
+
+    def check_compaction(self, index: Index, raw: RawNode, durable_index: Index) -> None:
+        """Before everything through `index` is dropped."""
+        if index > min(raw.applied_index, raw.commit_index, durable_index):
+            text = f"{self._member} compacts to {index}; applied {raw.applied_index}, durable {durable_index}, commit {raw.commit_index}"
+            raise ViolationError("compaction safety", text)
+
+    def check_served(self, index: Index, raw: RawNode, book: PeerBook, now_s: float) -> None:
+        """As leader, before everything through `index` is dropped: active peers within the caps keep what they need."""
+        window, limits = self._window, self._limits
+        floor = window.first_index() - 1
+        for peer, progress, _ in raw.progress():
+            match = progress.match_index
+            if peer == raw.id or peer in book.pins or not floor <= match < index or match == 0:
+                continue
+            within = window.last_index() - match <= limits.max_entries and window.bytes_after(match) <= limits.max_bytes
+            if within and now_s - book.last_contact_s(peer) <= limits.grace_s:
+                text = f"{self._member} compacts to {index}, the active peer {peer} is at {match}, within the caps"
+                raise ViolationError("peers are served", text)
