@@ -118,6 +118,11 @@ class AcknowledgedWriters:
         for thread in self._threads:
             thread.join()
 
+    def add_endpoint(self, endpoint: str) -> None:
+        """Writers that turn to the next endpoint may from now on turn to this one as well."""
+        with self._lock:
+            self._endpoints.append(endpoint)
+
     def count(self) -> int:
         """Acknowledged puts so far."""
         with self._lock:
@@ -148,26 +153,27 @@ class AcknowledgedWriters:
         return max((after - before for before, after in itertools.pairwise([since_s, *times])), default=0.0)
 
     def _write(self, number: int) -> None:
-        calls = [KvCalls(endpoint) for endpoint in self._endpoints]
-        chosen = number % len(calls)
+        chosen = number % len(self._endpoints)
+        calls = KvCalls(self._endpoints[chosen])
         for count in itertools.count():
             if self._stop.is_set():
                 break
             key = self._prefix + b"%d/%08d" % (number, count)
             value = key.ljust(self._value_size_bytes, b".")
             try:
-                revision = calls[chosen].put(key, value)
+                revision = calls.put(key, value)
             except grpc.RpcError:
-                chosen = (chosen + 1) % len(calls)
                 with self._lock:
                     self.failed += 1
+                    chosen = (chosen + 1) % len(self._endpoints)
+                calls.close()
+                calls = KvCalls(self._endpoints[chosen])
                 self._stop.wait(0.02)  # a refused connection fails at once: don't spin
                 continue
             with self._progress:
                 self.acknowledged[key] = Acknowledged(value, revision, time.monotonic())
                 self._progress.notify_all()
-        for call in calls:
-            call.close()
+        calls.close()
 
 
 def differences(endpoint: str, prefix: bytes, acknowledged: dict[bytes, Acknowledged]) -> list[str]:

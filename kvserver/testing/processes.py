@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class NodeProcess:
     http_port: int
     flags: list[str] = field(default_factory=list)
     environment: Mapping[str, str] = field(default_factory=dict)
+    started_s: float = 0.0
     _process: subprocess.Popen[bytes] | None = None
     _log: _LogPump | None = None
 
@@ -119,6 +121,7 @@ class NodeProcess:
             env={**os.environ, **self.environment},
             cwd=self.directory,
         )
+        self.started_s = time.monotonic()
         assert self._process.stderr is not None
         self._log = _LogPump(self._process.stderr, self.log_path)
         if wait_ready:
@@ -139,6 +142,19 @@ class NodeProcess:
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process (SIGSTOP and SIGCONT for a stalled member)."""
         os.kill(self.pid, number)
+
+    def wait_ended(self, timeout_s: float) -> int:
+        """Wait until the process ends by itself; returns its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs.
+        """
+        process = self._process
+        if process is None:
+            raise ProcessLookupError(f"{self.name} is not running")
+        code = process.wait(timeout_s)
+        self._end(signal.SIGKILL)
+        return code
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

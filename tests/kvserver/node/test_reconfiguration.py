@@ -90,7 +90,7 @@ class Cluster:
             self_id=NodeId(self_id),
             cluster_token=lambda: "token",
             members=lambda: self.known,
-            connected_s=lambda peer: self.connected.get(peer),
+            connected_s=self.connected.get,
             proposals=self,
             leadership=self,
             ask_leader_to_promote=self.ask,

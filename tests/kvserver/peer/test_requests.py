@@ -522,11 +522,15 @@ async def test_an_answer_that_was_not_asked_for_closes_the_connection(start_memb
     server = await asyncio.start_server(rogue, "127.0.0.1", 0)
     one = await start_member(1, options=replace(CALM, backoff_min_s=5, backoff_max_s=5))
     one.transport.add_peer(NodeId(2), [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"])
-    await one.handler.until(lambda: one.log.count("malformed input") == 1)
+    try:
+        async with asyncio.timeout(5):
+            await closed.wait()
+    finally:
+        await one.transport.stop()
+        server.close()
+        await server.wait_closed()
+    assert one.log.count("malformed input") == 1
     assert one.log.count("was not sent") == 1
-    await closed.wait()
-    server.close()
-    await server.wait_closed()
 
 
 def _identity(member_id):
