@@ -12,6 +12,8 @@ import sys
 
 from kvserver.config import ConfigError, HelpRequested, Run, VersionRequested, help_text, parse, version_text
 
+SWITCH_INTERVAL_S = 0.001
+
 
 def main() -> None:
     """The console script."""
@@ -58,6 +60,8 @@ def _serve(invocation: Run) -> int:
         log.warning(warning)
     tune_allocator()
     gc.freeze()
+    # The WAL thread must get the interpreter back as soon as its fsync returns, however busy the loop is (docs/performance.md).
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with StdlibBridge(log).installed():
         try:
             return uvloop.run(serve(config, log=log))

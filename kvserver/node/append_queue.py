@@ -20,9 +20,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
+from functools import partial
 from typing import Final, Protocol
 
+from kvserver.node.worker import Worker
 from raft.messages import Message
 from raft.types import EMPTY_HARD_STATE, Entry, HardState, Index
 
@@ -50,7 +51,7 @@ class AppendQueue:
         *,
         wal: LogWriter,
         window: EntrySink,
-        executor: Executor,
+        worker: Worker,
         hard_state: HardState,
         install: Callable[[Message, HardState], Awaitable[None]],
         on_saved: Callable[[list[Message]], None],
@@ -58,7 +59,7 @@ class AppendQueue:
     ) -> None:
         self._wal = wal
         self._window = window
-        self._executor = executor
+        self._worker = worker
         self._saved_state = hard_state
         self._known_state = hard_state  # what raft wants saved; ahead of _saved_state by a commit index at most
         self._commit_timer: asyncio.TimerHandle | None = None
@@ -66,13 +67,15 @@ class AppendQueue:
         self._on_saved = on_saved
         self._on_fatal = on_fatal
         self._queue: deque[Message] = deque()
-        self._running: asyncio.Task[None] | asyncio.Future[None] | None = None
+        self._is_running = False
+        self._install_task: asyncio.Task[None] | None = None
+        self._idle_waiters: list[asyncio.Future[None]] = []
         self._failed = False
 
     @property
     def is_idle(self) -> bool:
         """Nothing is queued or being written."""
-        return self._running is None and not self._queue
+        return not self._is_running and not self._queue
 
     @property
     def saved_commit(self) -> Index:
@@ -82,18 +85,20 @@ class AppendQueue:
     def submit(self, message: Message) -> None:
         """Queue a MsgStorageAppend. Its memory is the unstable tail's, which raft bounds."""
         self._queue.append(message)
-        if self._running is None and not self._failed:
+        if not self._is_running and not self._failed:
             self._start()
 
     async def wait_idle(self) -> None:
         """Return when what is being written now is done (before the files are closed)."""
-        if self._running is None and not self._failed and self._known_state != self._saved_state:
+        if not self._is_running and not self._failed and self._known_state != self._saved_state:
             self._run_save([], [])
-        while self._running is not None:
-            await asyncio.wait([self._running])
+        while self._is_running:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle_waiters.append(waiter)
+            await waiter
 
     def _start(self) -> None:
-        while self._queue and self._running is None:
+        while self._queue and not self._is_running:
             if self._queue[0].snapshot is not None:
                 self._run_install(self._queue.popleft())
                 return
@@ -109,30 +114,35 @@ class AppendQueue:
 
     def _save_commit(self) -> None:
         self._commit_timer = None
-        if self._running is None and not self._failed and self._known_state != self._saved_state:
+        if not self._is_running and not self._failed and self._known_state != self._saved_state:
             self._run_save([], [])
 
     def _run_install(self, message: Message) -> None:
         self._known_state = hard_state = self._hard_state_of(message)
+        self._is_running = True
         task = asyncio.get_running_loop().create_task(self._install_snapshot(message, hard_state), name="install-snapshot")
-        self._running = task
-        task.add_done_callback(lambda done: self._finish(done, [message], message.entries, hard_state))
+        self._install_task = task
+        task.add_done_callback(lambda done: self._installed(done, message, hard_state))
+
+    def _installed(self, done: asyncio.Task[None], message: Message, hard_state: HardState) -> None:
+        self._install_task = None
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        self._finish([message], message.entries, hard_state, error)
 
     def _run_save(self, batch: list[Message], entries: list[Entry]) -> None:
         hard_state = self._known_state
         changed = hard_state if hard_state != self._saved_state else None
         sync = bool(entries) or self._must_sync()
-        self._running = asyncio.get_running_loop().run_in_executor(self._executor, self._save, entries, changed, sync)
-        self._running.add_done_callback(lambda done: self._finish(done, batch, entries, hard_state))
-
-    def _save(self, entries: Sequence[Entry], hard_state: HardState | None, sync: bool) -> None:
-        self._wal.save(entries, hard_state, sync=sync)
+        self._is_running = True
+        self._worker.submit(
+            partial(self._wal.save, entries, changed, sync=sync),
+            lambda _, error: self._finish(batch, entries, hard_state, error),
+        )
 
     async def _install_snapshot(self, message: Message, hard_state: HardState) -> None:
         await self._install(message, hard_state)
         if message.entries:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._executor, self._save, message.entries, hard_state, True)
+            await self._worker.run(partial(self._wal.save, message.entries, hard_state, sync=True))
 
     def _take_batch(self) -> tuple[list[Message], list[Entry]]:
         """The longest run of queued messages that one save may carry."""
@@ -156,12 +166,9 @@ class AppendQueue:
         stated = HardState(term=message.term, vote=message.vote, commit=message.commit)
         return self._known_state if stated == EMPTY_HARD_STATE else stated
 
-    def _finish(self, done: asyncio.Future[None], batch: list[Message], entries: Sequence[Entry], hard_state: HardState) -> None:
-        self._running = None
-        if done.cancelled():
-            self._failed = True
-            return
-        error = done.exception()
+    def _finish(self, batch: list[Message], entries: Sequence[Entry], hard_state: HardState, error: BaseException | None) -> None:
+        """A save or an install ended: hand over what it carried, or stop for good."""
+        self._is_running = False
         try:
             if error is not None:
                 raise error
@@ -171,6 +178,12 @@ class AppendQueue:
         except Exception as failure:  # noqa: BLE001 - whatever it is, nothing may be acknowledged after it: the node stops
             self._failed = True
             self._on_fatal(failure)
-            return
-        if self._queue:
+        except asyncio.CancelledError:
+            self._failed = True  # an install that the stop cut short
+        if self._queue and not self._failed:
             self._start()
+        if not self._is_running:
+            waiters, self._idle_waiters = self._idle_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)

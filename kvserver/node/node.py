@@ -39,6 +39,7 @@ from kvserver.node.reads import Reads
 from kvserver.node.reconfiguration import Reconfiguration, ReconfigurationRules
 from kvserver.node.releaser import WalReleaser
 from kvserver.node.transfers import Installer
+from kvserver.node.worker import Worker
 from kvserver.pb import internal_pb2
 from kvserver.peer import Identity, SnapshotParts, Transport, TransportOptions
 from kvserver.snapshot import SnapshotCopies
@@ -98,7 +99,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self._failed: asyncio.Future[Exception] = self._loop.create_future()
         self._leader_changed = asyncio.Event()
-        self._wal_executor = ThreadPoolExecutor(1, "wal")
+        self._worker = Worker("wal")
         self._snapshot_executor = ThreadPoolExecutor(1, "snapshot")
         self._random = Random(secrets.randbits(64))
         self._incarnation = secrets.randbits(63)
@@ -143,7 +144,7 @@ class Node:
         installer = Installer(
             directory=directory.snap,
             wal=self.wal,
-            wal_executor=self._wal_executor,
+            worker=self._worker,
             store=store,
             window=self.window,
             apply_queue=self._apply_queue,
@@ -154,7 +155,7 @@ class Node:
         self._append_queue = AppendQueue(
             wal=self.wal,
             window=self.window,
-            executor=self._wal_executor,
+            worker=self._worker,
             hard_state=origin.hard_state,
             install=installer.install,
             on_saved=self.driver.storage_responded,
@@ -162,7 +163,7 @@ class Node:
         )
         self.releaser = WalReleaser(
             wal=self.wal,
-            executor=self._wal_executor,
+            worker=self._worker,
             limits=lambda: (self.window.first_index(), store.durable_index, self._append_queue.saved_commit),
             on_fatal=self._fail,
         )
@@ -245,8 +246,8 @@ class Node:
         await self._append_queue.wait_idle()
         await self.releaser.wait_idle()
         await self.store.close()
-        await self._loop.run_in_executor(self._wal_executor, self.wal.close)
-        self._wal_executor.shutdown()
+        await self._worker.run(self.wal.close)
+        await self._worker.stop()
         self._snapshot_executor.shutdown()
         self._directory.close()
 

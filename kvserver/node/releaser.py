@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from functools import partial
 from typing import Final, Protocol
 
+from kvserver.node.worker import Worker
 from raft.types import Index
 from wal import SegmentInfo
 
@@ -36,12 +37,12 @@ class WalReleaser:
         self,
         *,
         wal: ReleasableLog,
-        executor: Executor,
+        worker: Worker,
         limits: Callable[[], tuple[Index, Index, Index]],
         on_fatal: Callable[[Exception], None],
     ) -> None:
         self._wal = wal
-        self._executor = executor
+        self._worker = worker
         self._limits = limits
         self._on_fatal = on_fatal
         self._loop = asyncio.get_running_loop()
@@ -62,7 +63,7 @@ class WalReleaser:
             return
         self._next_s = now_s + INTERVAL_S
         self._released_through = index
-        self._running = self._loop.run_in_executor(self._executor, self._release, index)
+        self._running = self._worker.run(partial(self._release, index))
         self._running.add_done_callback(self._finish)
 
     async def wait_idle(self) -> None:

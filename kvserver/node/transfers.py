@@ -12,10 +12,9 @@ Rules
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +23,7 @@ from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node.apply_queue import ApplyQueue
 from kvserver.node.log_window import LogWindow
+from kvserver.node.worker import Worker
 from kvserver.snapshot import list_received
 from raft.messages import Message
 from raft.types import HardState, Index, SnapshotMetadata, Term
@@ -48,7 +48,7 @@ class Installer:
 
     directory: Path
     wal: MarkerWriter
-    wal_executor: Executor
+    worker: Worker
     store: InstallableStore
     window: LogWindow
     apply_queue: ApplyQueue
@@ -66,9 +66,8 @@ class Installer:
         metadata = message.snapshot.metadata
         received = self._find(metadata.index, metadata.term)
         await self.apply_queue.wait_idle()
-        loop = asyncio.get_running_loop()
         marker = Marker(metadata.index, metadata.term)
-        await loop.run_in_executor(self.wal_executor, self.wal.save_marker, marker, hard_state)
+        await self.worker.run(partial(self.wal.save_marker, marker, hard_state))
         await self.store.install(received)
         self.window.reset(metadata.index, metadata.term)
         self.metrics.snapshots_received.add()

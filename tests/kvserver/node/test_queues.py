@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from kvserver.node import append_queue
 from kvserver.node.append_queue import AppendQueue
 from kvserver.node.apply_queue import ApplyQueue
+from kvserver.node.worker import Worker
 from raft.messages import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, Message, MessageType
 from raft.types import EMPTY_HARD_STATE, Entry, HardState, Index, NodeId, Term
 
@@ -54,7 +54,7 @@ class FakeWal:
 
 
 class Bench:
-    def __init__(self, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, worker: Worker) -> None:
         self.wal = FakeWal()
         self.window: list[int] = []
         self.responses: list[int] = []
@@ -63,7 +63,7 @@ class Bench:
         self.queue = AppendQueue(
             wal=self.wal,
             window=self,
-            executor=executor,
+            worker=worker,
             hard_state=EMPTY_HARD_STATE,
             install=self.install,
             on_saved=lambda messages: self.responses.extend(m.index for m in messages),
@@ -79,13 +79,14 @@ class Bench:
 
 
 @pytest.fixture
-def executor():
-    with ThreadPoolExecutor(1) as pool:
-        yield pool
+async def worker():
+    made = Worker("wal")
+    yield made
+    await made.stop()
 
 
-async def test_everything_queued_during_one_save_shares_the_next(executor: ThreadPoolExecutor) -> None:
-    bench = Bench(executor)
+async def test_everything_queued_during_one_save_shares_the_next(worker: Worker) -> None:
+    bench = Bench(worker)
     bench.queue.submit(append(entries(1, 2), term=1))
     bench.queue.submit(append(entries(2, 4)))
     bench.queue.submit(append(entries(4, 5), term=1, commit=2))
@@ -102,8 +103,8 @@ def commit_only(commit: int) -> Message:
     return Message(type=MessageType.STORAGE_APPEND, to=LOCAL_APPEND_THREAD, from_=SELF, term=Term(1), commit=Index(commit))
 
 
-async def test_a_commit_alone_rides_with_the_next_entries(executor: ThreadPoolExecutor) -> None:
-    bench = Bench(executor)
+async def test_a_commit_alone_rides_with_the_next_entries(worker: Worker) -> None:
+    bench = Bench(worker)
     bench.wal.permits.release(2)
     bench.queue.submit(append(entries(1, 2), term=1))
     await bench.queue.wait_idle()
@@ -114,11 +115,9 @@ async def test_a_commit_alone_rides_with_the_next_entries(executor: ThreadPoolEx
     assert bench.wal.saves[1] == ([2], HardState(term=Term(1), commit=Index(1)), True)
 
 
-async def test_a_commit_alone_is_saved_without_a_sync_when_nothing_follows(
-    executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_commit_alone_is_saved_without_a_sync_when_nothing_follows(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(append_queue, "COMMIT_DELAY_S", 0.0)
-    bench = Bench(executor)
+    bench = Bench(worker)
     bench.wal.permits.release(2)
     bench.queue.submit(append(entries(1, 2), term=1))
     await bench.queue.wait_idle()
@@ -129,8 +128,8 @@ async def test_a_commit_alone_is_saved_without_a_sync_when_nothing_follows(
     assert bench.wal.saves[1] == ([], HardState(term=Term(1), commit=Index(1)), False)
 
 
-async def test_a_commit_that_waits_is_saved_before_the_end(executor: ThreadPoolExecutor) -> None:
-    bench = Bench(executor)
+async def test_a_commit_that_waits_is_saved_before_the_end(worker: Worker) -> None:
+    bench = Bench(worker)
     bench.wal.permits.release(2)
     bench.queue.submit(append(entries(1, 2), term=1))
     await bench.queue.wait_idle()
@@ -139,8 +138,8 @@ async def test_a_commit_that_waits_is_saved_before_the_end(executor: ThreadPoolE
     assert bench.wal.saves[1] == ([], HardState(term=Term(1), commit=Index(1)), False)
 
 
-async def test_a_vote_is_synced_at_once(executor: ThreadPoolExecutor) -> None:
-    bench = Bench(executor)
+async def test_a_vote_is_synced_at_once(worker: Worker) -> None:
+    bench = Bench(worker)
     bench.wal.permits.release(1)
     message = commit_only(0)
     message.vote = NodeId(2)
@@ -149,8 +148,8 @@ async def test_a_vote_is_synced_at_once(executor: ThreadPoolExecutor) -> None:
     assert bench.wal.saves == [([], HardState(term=Term(1), vote=NodeId(2)), True)]
 
 
-async def test_nothing_is_acknowledged_before_the_save_returned(executor: ThreadPoolExecutor) -> None:
-    bench = Bench(executor)
+async def test_nothing_is_acknowledged_before_the_save_returned(worker: Worker) -> None:
+    bench = Bench(worker)
     bench.queue.submit(append(entries(1, 2), term=1))
     await asyncio.sleep(0)
     assert (bench.responses, bench.window, bench.queue.is_idle) == ([], [], False)
@@ -159,8 +158,8 @@ async def test_nothing_is_acknowledged_before_the_save_returned(executor: Thread
     assert bench.responses == [1]
 
 
-async def test_an_overwrite_never_joins_what_it_overwrites(executor: ThreadPoolExecutor) -> None:
-    bench = Bench(executor)
+async def test_an_overwrite_never_joins_what_it_overwrites(worker: Worker) -> None:
+    bench = Bench(worker)
     bench.wal.permits.release(3)
     for message in (append(entries(1, 2), term=1), append(entries(2, 6)), append(entries(4, 6, term=2), term=2)):
         bench.queue.submit(message)
@@ -168,8 +167,8 @@ async def test_an_overwrite_never_joins_what_it_overwrites(executor: ThreadPoolE
     assert [saved for saved, _, _ in bench.wal.saves] == [[1], [2, 3, 4, 5], [4, 5]]
 
 
-async def test_a_failed_save_is_fatal_and_acknowledges_nothing_ever_after(executor: ThreadPoolExecutor) -> None:
-    bench = Bench(executor)
+async def test_a_failed_save_is_fatal_and_acknowledges_nothing_ever_after(worker: Worker) -> None:
+    bench = Bench(worker)
     bench.wal.failure = OSError("EIO")
     bench.wal.permits.release(2)
     bench.queue.submit(append(entries(1, 2), term=1))

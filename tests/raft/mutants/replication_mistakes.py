@@ -1,0 +1,246 @@
+"""Mistakes in the log, commitment, flow control, rejections and the order of disk and network."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.raft.mutants.mutant import Mutant
+
+REPLICATION_MISTAKES: Final = (
+    # --- committing -------------------------------------------------------------------------------
+    Mutant(
+        name="old_term_committed_by_counting",
+        module="log",
+        mistake="commits an entry of an earlier term because a quorum holds it (figure 8 of the paper)",
+        before="if index > self.commit_index and self.match_term(index, term):",
+        after="if index > self.commit_index:",
+    ),
+    Mutant(
+        name="half_of_an_even_cluster_commits",
+        module="quorum",
+        mistake="commits what two members of four hold",
+        before="return indexes[(len(indexes) - 1) // 2]",
+        after="return indexes[len(indexes) // 2]",
+    ),
+    Mutant(
+        name="joint_commit_by_one_half",
+        module="tracker",
+        mistake="commits in a joint configuration what the incoming half holds",
+        before="        if voters.outgoing:\n            return min(",
+        after="        if False:\n            return min(",
+    ),
+    Mutant(
+        name="learners_counted",
+        module="tracker",
+        mistake="counts learners when it commits",
+        before="majority_index([progress[node].match_index for node in voters.incoming])",
+        after="majority_index([progress[node].match_index for node in progress])",
+    ),
+    Mutant(
+        name="leader_counts_itself_early",
+        module="replication",
+        mistake="counts itself before its own append is durable",
+        before="    r.send(Message(type=_APP_RESP, to=r.id, index=index))\n",
+        after="    r.tracker.progress[r.id].maybe_update(index)\n    maybe_commit(r)\n",
+    ),
+    Mutant(
+        name="commit_beyond_what_matched",
+        module="log",
+        mistake="lets the leader's commit index cover entries that the message did not verify",
+        before="self.commit_to(min(commit, last_new))",
+        after="self.commit_to(min(commit, self.last_index))",
+    ),
+    Mutant(
+        name="heartbeat_commits_unverified",
+        module="replication",
+        mistake="tells every member the whole commit index with heartbeats, whatever its log holds",
+        before="commit = Index(min(progress.match_index, r.log.commit_index))",
+        after="commit = r.log.commit_index",
+    ),
+    Mutant(
+        name="commit_beyond_the_log",
+        module="log",
+        mistake="accepts a commit index behind its log's end",
+        before="            if index > self.last_index:\n                raise InvalidMessageError(f\"commit",
+        after="            if False:\n                raise InvalidMessageError(f\"commit",
+    ),
+    Mutant(
+        name="commit_not_told",
+        module="progress",
+        mistake="never tells an idle member that the commit index moved",
+        before="return commit > self.sent_commit and self.sent_commit < self.next_index - 1",
+        after="return False",
+    ),
+    # --- the log ----------------------------------------------------------------------------------
+    Mutant(
+        name="no_consistency_check",
+        module="log",
+        mistake="appends without comparing the entry before",
+        before="        if not self.match_term(prev_index, prev_term):\n            return None\n",
+        after="        if prev_index > self.last_index:\n            return None\n",
+    ),
+    Mutant(
+        name="no_truncation",
+        module="unstable",
+        mistake="keeps a conflicting tail behind what it overwrites",
+        before="            self.entries[first - self.offset :] = entries\n",
+        after="            self.entries[first - self.offset : first - self.offset + len(entries)] = entries\n",
+    ),
+    Mutant(
+        name="old_append_truncates",
+        module="log",
+        mistake="cuts its log back to a delayed, shorter message that it already holds",
+        before="            if existing != entry.term:\n",
+        after="            if entry.index > self.commit_index:\n",
+    ),
+    Mutant(
+        name="acknowledges_own_tail",
+        module="log",
+        mistake="acknowledges its log's end instead of what the message covered",
+        before="            self.append(entries[conflict - prev_index - 1 :])\n        self.commit_to(min(commit, last_new))\n        return last_new",
+        after="            self.append(entries[conflict - prev_index - 1 :])\n        self.commit_to(min(commit, last_new))\n        return self.last_index",
+    ),
+    Mutant(
+        name="overwritten_tail_not_rewritten",
+        module="unstable",
+        mistake="does not hand the storage what replaced entries that were handed out already",
+        before="self.offset_in_progress = min(self.offset_in_progress, first)",
+        after="self.offset_in_progress = self.offset_in_progress",
+    ),
+    # --- rejections -------------------------------------------------------------------------------
+    Mutant(
+        name="rejection_off_by_one",
+        module="progress",
+        mistake="probes one position before the hint instead of at it",
+        before="min(rejected, match_hint + 1)",
+        after="min(rejected, match_hint)",
+    ),
+    Mutant(
+        name="conflict_search_off_by_one",
+        module="log",
+        mistake="skips the last position of the term that it looks for",
+        before="            if middle_term <= term:\n",
+        after="            if middle_term < term:\n",
+    ),
+    Mutant(
+        name="rejection_below_match",
+        module="progress",
+        mistake="steps back behind what the member has acknowledged",
+        before="Index(max(min(rejected, match_hint + 1), self.match_index + 1))",
+        after="Index(max(min(rejected, match_hint + 1), 1))",
+    ),
+    Mutant(
+        name="late_rejection_believed",
+        module="progress",
+        mistake="steps back on a rejection of a position that is not being probed",
+        before="        if self.next_index - 1 != rejected:\n            return False\n",
+        after="",
+    ),
+    Mutant(
+        name="late_rejection_in_replicate_believed",
+        module="progress",
+        mistake="leaves REPLICATE on a rejection of a position that was acknowledged since",
+        before="            if rejected <= self.match_index:\n                return False\n",
+        after="",
+    ),
+    # --- flow control -----------------------------------------------------------------------------
+    Mutant(
+        name="window_never_full",
+        module="inflights",
+        mistake="sends without bound to a member that does not answer",
+        before="return len(self._messages) >= self.capacity or self.size_bytes >= self.max_size_bytes",
+        after="return False",
+    ),
+    Mutant(
+        name="window_ignores_bytes",
+        module="inflights",
+        mistake="bounds the window by count alone",
+        before="return len(self._messages) >= self.capacity or self.size_bytes >= self.max_size_bytes",
+        after="return len(self._messages) >= self.capacity",
+    ),
+    Mutant(
+        name="window_leaks",
+        module="inflights",
+        mistake="does not free the message that was acknowledged, only those before it",
+        before="while messages and messages[0][0] <= index:",
+        after="while messages and messages[0][0] < index:",
+    ),
+    Mutant(
+        name="heartbeat_does_not_resume",
+        module="leader",
+        mistake="waits for ever when the one probe was lost",
+        before="    progress.is_flow_paused = False\n    # A full window",
+        after="    # A full window",
+    ),
+    Mutant(
+        name="probe_not_paused",
+        module="progress",
+        mistake="sends message after message to a member whose log's end it does not know",
+        before='            assert self.state is PROBE, "nothing is sent to a member that awaits a snapshot"\n            self.is_flow_paused = True\n',
+        after="            pass\n",
+    ),
+    Mutant(
+        name="unreachable_not_probed",
+        module="leader",
+        mistake="goes on optimistically after a message was reported lost",
+        before="    if progress.state is REPLICATE:\n        progress.become_probe()\n    r.log_sink.debug(f\"{r.id:x} failed to send",
+        after="    r.log_sink.debug(f\"{r.id:x} failed to send",
+    ),
+    Mutant(
+        name="large_entry_never_sent",
+        module="sizes",
+        mistake="does not let the first entry pass that is larger than the limit of a message",
+        before="if size > max_size_bytes and at > lo:",
+        after="if size > max_size_bytes:",
+    ),
+    Mutant(
+        name="uncommitted_size_not_released",
+        module="replication",
+        mistake="counts applied entries as uncommitted and in the end takes no proposal",
+        before="r.uncommitted_size_bytes = max(0, r.uncommitted_size_bytes - size_bytes)",
+        after="pass",
+    ),
+    # --- disk and order ---------------------------------------------------------------------------
+    Mutant(
+        name="entries_not_synced",
+        module="raw_node",
+        mistake="does not ask for a sync when there are entries",
+        before="must_sync=log.unstable.has_next_entries or r.term",
+        after="must_sync=r.term",
+    ),
+    Mutant(
+        name="late_append_acknowledged",
+        module="core",
+        mistake="believes a storage acknowledgement of an earlier term (the ABA race)",
+        before="    elif term and term < r.term:\n",
+        after="    elif term and term < r.term and message.type is not MessageType.STORAGE_APPEND_RESP:\n",
+    ),
+    Mutant(
+        name="replaced_entry_taken_for_durable",
+        module="unstable",
+        mistake="takes the acknowledgement of an entry for that of the one that replaced it",
+        before="        elif held != term:\n",
+        after="        elif held < term:\n",
+    ),
+    Mutant(
+        name="applied_before_durable",
+        module="log",
+        mistake="hands out entries for application that are not on disk, with asynchronous writes",
+        before="return self.commit_index if allow_unstable else Index(min(self.commit_index, self.unstable.offset - 1))",
+        after="return self.commit_index",
+    ),
+    Mutant(
+        name="applied_twice",
+        module="log",
+        mistake="hands out the same entries again while they are being applied",
+        before="        self.applying_index = index\n",
+        after="",
+    ),
+    Mutant(
+        name="applying_unbounded",
+        module="log",
+        mistake="hands out entries for application without bound",
+        before="self._is_applying_paused = is_cut_short or self._applying_size_bytes >= self._applying_limit_bytes",
+        after="self._is_applying_paused = False",
+    ),
+)
