@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo cluster test test-all verify fix proto bench docker clean
+.PHONY: help setup run demo cluster test test-all verify fix proto mutants sim bench docker clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,12 @@ fix: $(STAMP) ## Repair what can be repaired: format, safe lint fixes, generated
 
 proto: $(STAMP) ## Regenerate kvserver/pb from proto/
 	$(BIN)/python proto/generate.py
+
+mutants: $(STAMP) ## Plant known raft mistakes, one at a time; every one must be caught
+	$(BIN)/python -m tests.raft.mutants
+
+sim: $(STAMP) ## Explore 200 seeds of the cluster simulator
+	$(BIN)/python -m kvserver.testing.sim --seeds 1..200
 
 bench: $(STAMP) ## Puts and reads beside a bare gRPC echo in the same run
 	$(BIN)/python bench/throughput.py

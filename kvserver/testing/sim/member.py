@@ -23,6 +23,7 @@ from kvserver.testing.sim.kernel import US_PER_S, Action, Kernel, ViolationError
 from kvserver.testing.sim.network import Network
 from kvserver.testing.sim.plan import Plan
 from kvserver.testing.sim.queues import SimAppendQueue, SimApplyQueue
+from kvserver.testing.sim.store import SimStore
 from kvserver.testing.sim.window_checks import WindowChecks
 from raft.confchange_codec import decode_conf_change
 from raft.config import Config, LogSink
@@ -72,7 +73,6 @@ class Member:
         self._network = network
         self._checks = checks
         self._outside = outside
-        self._pace = plan.pace
         self._limits = plan.limits
         self._delayed_turns = plan.delayed_turns
         self._rate = 1.0 + plan.clock_skew * (2 * kernel.rng.random() - 1)
@@ -84,12 +84,10 @@ class Member:
         self._role_since_s = self.now_s()
         self._is_in_turn = False
         self._is_turn_scheduled = False
-        self._commit_epoch = 0
-        self._is_committing = False
         self._recover(plan, log_sink)
         self._window_checks = WindowChecks(member_id, self.window, plan.limits, checks)
         checks.started(self)
-        self._tick_timer(kernel.rng.randrange(self._tick_us))
+        self.after(kernel.rng.randrange(self._tick_us), self._tick)
 
     def _recover(self, plan: Plan, log_sink: LogSink) -> None:
         """Start from the disk, as `kvserver.node.bootstrap` does."""
@@ -102,17 +100,14 @@ class Member:
                 raise ViolationError("snapshot", f"{self.id} restarts behind marker {marker}, whose snapshot it lacks")
             disk.committed = disk.received[marker.index, marker.term].copy()
         disk.received.clear()
-        self.store = disk.committed.copy()
-        self._checks.check_state(self.id, self.store)
-        self.window = loader.finish(
-            recovered, recovered.hard_state, self.store.conf_state, lambda: (disk.committed.index, disk.committed.conf_state)
-        )
+        self.store = SimStore(self, disk, plan.pace, self._note_durable)
+        self._checks.check_state(self.id, self.store.state)
+        self.window = loader.finish(recovered, recovered.hard_state, self.conf_state, self.store.durable)
         self.log = LogState(start_index=Index(recovered.first_index - 1), start_term=recovered.prev_term)
         for index in range(recovered.first_index, recovered.last_index + 1):
             self.log.append(Index(index), disk.wal.state.term_at(Index(index)))
-        self._append_queue = SimAppendQueue(self, plan.pace, recovered.hard_state, self._when_applied)
         self._apply_queue = SimApplyQueue(self, plan.pace)
-        self._floor = Index(self.window.first_index() - 1)
+        self._append_queue = SimAppendQueue(self, plan.pace, recovered.hard_state, self._apply_queue.when_idle)
         self.raw = RawNode(
             Config(
                 id=self.id,
@@ -121,7 +116,7 @@ class Member:
                 storage=self.window,
                 random=Random(self._kernel.rng.getrandbits(64)),
                 log_sink=log_sink,
-                applied=self.store.index,
+                applied=self.store.applied_index,
                 async_storage_writes=True,
                 max_size_per_msg_bytes=plan.max_size_per_msg_bytes,
                 max_committed_size_per_ready_bytes=plan.max_committed_bytes,
@@ -144,7 +139,12 @@ class Member:
     @property
     def conf_state(self) -> ConfState:
         """The configuration as applied here."""
-        return self.store.conf_state
+        return self.store.state.conf_state
+
+    @property
+    def floor(self) -> Index:
+        """What this member's window begins behind; rides with every message."""
+        return Index(self.window.first_index() - 1)
 
     def now_s(self) -> float:
         """This member's own clock."""
@@ -152,7 +152,7 @@ class Member:
 
     def is_member(self) -> bool:
         """Part of the configuration as applied here."""
-        return self.id in members_of(self.store.conf_state)
+        return self.id in members_of(self.conf_state)
 
     # --- events of this life ----------------------------------------------------------------------------------------------------------
 
@@ -235,11 +235,8 @@ class Member:
         self._checks.stepped(self)
         self.wake()
 
-    def _tick_timer(self, delay_us: int) -> None:
-        self.after(delay_us, self._tick)
-
     def _tick(self) -> None:
-        self._tick_timer(self._tick_us)
+        self.after(self._tick_us, self._tick)
         self.raw.tick()
         self._checks.stepped(self)
         self.wake()
@@ -277,7 +274,7 @@ class Member:
             self._carry_out(raw.ready())
         self._compact()
         self._is_in_turn = False
-        safe = Index(min(raw.applied_index, self.store.index, self.disk.committed.index))
+        safe = Index(min(raw.applied_index, self.store.applied_index, self.store.durable_index))
         self._window_checks.check_bounds(safe, pinned=raw.is_leader and bool(self.book.pins))
 
     def _carry_out(self, ready: Ready) -> None:
@@ -293,7 +290,7 @@ class Member:
             elif message.to == LOCAL_APPLY_THREAD:
                 self._apply_queue.submit(message)
             elif message.type is MessageType.SNAP:
-                self.book.pin(message.to, self.disk.committed.index)
+                self.book.pin(message.to, self.store.durable_index)
                 self._outside.snapshot_wanted(self, message)
             else:
                 outgoing.append(message)
@@ -303,7 +300,7 @@ class Member:
     def _send(self, messages: list[Message]) -> None:
         for message in messages:
             self._checks.sending(self, message)
-        self._network.send(messages, self._floor)
+        self._network.send(messages, self.floor)
 
     def _note_leader(self, leader: NodeId) -> None:
         previous, self._leader = self._leader, leader
@@ -319,14 +316,14 @@ class Member:
         if is_within_slack(self.window, self._limits) and not self.book.pins:
             return
         now_s = self.now_s()
-        raw, window, committed = self.raw, self.window, self.disk.committed.index
+        raw, window, durable = self.raw, self.window, self.store.durable_index
         is_leader = raw.is_leader
         if is_leader:
             over_cap = window.size_bytes > 2 * self._limits.max_bytes or window.entry_count > 2 * self._limits.max_entries
             self.book.expire(now_s, over_cap=over_cap, progress=raw.progress())
         situation = Situation(
             role=Role.LEADER if is_leader else Role.FOLLOWER,
-            safe_index=Index(min(raw.applied_index, self.store.index, committed)),
+            safe_index=Index(min(raw.applied_index, self.store.applied_index, durable)),
             now_s=now_s,
             role_since_s=self._role_since_s,
             leader_floor=self._leader_floor,
@@ -335,13 +332,12 @@ class Member:
         decision = decide(window, claims, situation, self._limits)
         if decision is None:
             return
-        self._window_checks.check_compaction(decision.index, raw, committed)
+        self._window_checks.check_compaction(decision.index, raw, durable)
         if is_leader:
             self._window_checks.check_served(decision.index, raw, self.book, now_s)
         dropped = window.compact(decision.index)
         self._window_checks.check_previous_term()
-        self._floor = Index(window.first_index() - 1)
-        self.note(f"compacted to {self._floor} ({decision.reason.value}), {dropped} entries")
+        self.note(f"compacted to {decision.index} ({decision.reason.value}), {dropped} entries")
         self._outside.compacted(decision)
 
     # --- storage ----------------------------------------------------------------------------------------------------------------------
@@ -353,23 +349,17 @@ class Member:
         self.window.append(entries)
         self.storage_responded(responses)
 
-    def _when_applied(self, action: Action) -> None:
-        self._apply_queue.when_idle(action)
-
     def apply_entry(self, entry: Entry) -> None:
         """Apply the next entry to the store, as `kvserver.node.entries` does."""
         if entry.type is EntryType.NORMAL:
             self.store.apply(entry)
         else:
             self.store.apply(entry, self._change_configuration(entry))
-        self._checks.applied(self, entry, self.store)
+        self._checks.applied(self, entry, self.store.state)
         self._outside.entry_applied(self, entry)
-        if not self._is_committing:
-            self._is_committing = True
-            self._commit_later()
 
     def _change_configuration(self, entry: Entry) -> ConfState:
-        before = self.store.conf_state
+        before = self.conf_state
         try:
             after = self.raw.apply_conf_change(decode_conf_change(entry.type, entry.data))
         except ConfChangeError as error:
@@ -387,37 +377,19 @@ class Member:
                 self._outside.peer_left(self, peer)
                 self.book.forget(peer)
 
-    def _commit_later(self) -> None:
-        self.after(self.between(1_000, self._pace.max_commit_us), self._begin_commit, self._commit_epoch)
-
-    def _begin_commit(self, epoch: int) -> None:
-        if epoch == self._commit_epoch:
-            self.after(self.between(1_000, self._pace.max_sync_us), self._end_commit, epoch, self.store.copy())
-
-    def _end_commit(self, epoch: int, state: StoreState) -> None:
-        if epoch != self._commit_epoch:
-            return  # a snapshot was installed meanwhile
-        self.disk.committed = state
+    def _note_durable(self, index: Index) -> None:
         if self.chance(_RELEASE_AFTER_COMMIT):
-            self.wal.release(Index(min(self.window.first_index() - 1, state.index)))
-        self._is_committing = self.store.index > state.index
-        if self._is_committing:
-            self._commit_later()
+            self.wal.release(Index(min(self.window.first_index() - 1, index)))
         self.wake()
 
     def install(self, metadata: SnapshotMetadata) -> None:
         """Put a received snapshot in force."""
-        before = self.store.conf_state
-        state = self.disk.received[metadata.index, metadata.term]
+        before = self.conf_state
+        state = self.store.install((metadata.index, metadata.term))
         self._checks.check_state(self.id, state)
-        self.disk.committed, self.store = state.copy(), state.copy()
-        self._commit_epoch += 1
-        self._is_committing = False
         self.window.reset(metadata.index, metadata.term)
         self._window_checks.check_previous_term()
         self._forget_peers(before, state.conf_state)
-        for received in [key for key in self.disk.received if key[0] <= metadata.index]:
-            del self.disk.received[received]
         self.note(f"installed snapshot {metadata.term}/{metadata.index}")
         self._outside.snapshot_installed(self)
         self.wake()

@@ -49,7 +49,9 @@ class WindowChecks:
             text = f"{self._member} holds {window.size_bytes} bytes, the cap is {factor} x {limits.max_bytes}, durably applied is {safe}"
             raise ViolationError("window bound", text)
         if window.entry_count > max(factor * limits.max_entries, window.last_index() - safe):
-            text = f"{self._member} holds {window.entry_count} entries, the cap is {factor} x {limits.max_entries}, durably applied is {safe}"
+            text = (
+                f"{self._member} holds {window.entry_count} entries, the cap is {factor} x {limits.max_entries}, durably applied is {safe}"
+            )
             raise ViolationError("window bound", text)
 
     def check_compaction(self, index: Index, raw: RawNode, durable_index: Index) -> None:

@@ -168,15 +168,15 @@ class Workload:
         for context in waiting:
             read = self._reads[context]
             assert read.confirmed is not None
-            if member.store.index < read.confirmed:
+            if member.store.applied_index < read.confirmed:
                 still.append(context)
                 continue
             del self._reads[context]
             self._count("reads served")
-            index = member.store.values.get(read.key, Index(0))
-            member.note(f"serves read {context} at {member.store.index}: key {read.key} was written at {index}")
+            index = member.store.state.values.get(read.key, Index(0))
+            member.note(f"serves read {context} at {member.store.applied_index}: key {read.key} was written at {index}")
             self._check_value(read, index)
-            self._seen_floor = max(self._seen_floor, member.store.index)
+            self._seen_floor = max(self._seen_floor, member.store.applied_index)
         if still:
             self._confirmed[member] = still
 

@@ -30,10 +30,12 @@ from kvserver.testing.sim.workload import Workload
 from raft.confchange import ConfChangeV2
 from raft.config import LogSink
 from raft.messages import Message
+from raft.quorum import VoteResult
 from raft.ready import ReadState
 from raft.types import ConfState, Entry, EntryType, Index, NodeId, Term
 
 HEAL_LIMIT_S: Final = 200
+STRANDED_AFTER_S: Final = 60
 _SWEEP_US: Final = 5 * US_PER_S
 _RETRY_EVERY_S: Final = 15
 
@@ -72,10 +74,13 @@ class _Probe:
 class _Census:
     """Who there is, beside the members that run."""
 
+    newest: ConfState
     disks: dict[NodeId, Disk] = field(default_factory=dict)
     retired: set[NodeId] = field(default_factory=set)
     ever_members: set[NodeId] = field(default_factory=set)
     newcomer: NodeId | None = None
+    newest_index: Index = Index(0)
+    removed_at: dict[NodeId, Index] = field(default_factory=dict)
 
 
 class World:
@@ -90,7 +95,7 @@ class World:
         ids = [NodeId(number) for number in range(1, plan.voters + plan.learners + 1)]
         self._founding = ConfState(voters=tuple(ids[: plan.voters]), learners=tuple(ids[plan.voters :]))
         self.members: dict[NodeId, Member] = {}
-        self._census = _Census(ever_members=set(ids))
+        self._census = _Census(ever_members=set(ids), newest=self._founding)
         self.network = Network(kernel, plan.network, self._deliver, self._report_unreachable)
         self.checks = SafetyChecks(self._founding)
         self.transfers = Transfers(kernel, self.network, self.members, self._count)
@@ -107,7 +112,8 @@ class World:
 
     def run(self) -> Outcome:
         """Do the steps, heal, and expect recovery."""
-        violation, failure = "", None
+        violation = ""
+        failure: Exception | None = None
         try:
             for _ in range(self.plan.steps):
                 self.kernel.run_one()
@@ -190,22 +196,36 @@ class World:
     def _sweep(self) -> None:
         """Stop for good who was removed and is not needed any more."""
         self.kernel.after(_SWEEP_US, self._sweep)
-        newest = max((disk.committed for disk in self._census.disks.values()), key=lambda state: state.index).conf_state
-        present = members_of(newest)
-        for node, member in list(self.members.items()):
-            if node not in present and node in self._census.ever_members and self._is_removal_safe(node, newest):
+        for node, index in list(self._census.removed_at.items()):
+            if node in self.members and self._is_removal_safe(index):
                 self.kernel.note(f"{node} was removed and stops")
                 self._count("removed members stopped")
                 self._census.retired.add(node)
-                self.crash(member)
+                self.crash(self.members[node])
 
-    def _is_removal_safe(self, removed: NodeId, conf_state: ConfState) -> bool:
-        disks = self._census.disks
-        for half in (conf_state.voters, conf_state.voters_outgoing):
-            aware = sum(1 for node in half if removed not in members_of(disks[node].committed.conf_state))
+    def _is_removal_safe(self, index: Index) -> bool:
+        """A majority of each half of the voters has the configuration at `index` on disk."""
+        newest, disks = self._census.newest, self._census.disks
+        for half in (newest.voters, newest.voters_outgoing):
+            aware = sum(1 for node in half if disks[node].committed.index >= index)
             if half and aware <= len(half) // 2:
                 return False
         return True
+
+    def _follow_configuration(self, index: Index, conf_state: ConfState) -> None:
+        """The first member applied a configuration change at `index`."""
+        census = self._census
+        present = members_of(conf_state)
+        for node in members_of(census.newest):
+            if node not in present:
+                census.removed_at[node] = index
+        for node in present:
+            census.ever_members.add(node)
+            census.removed_at.pop(node, None)
+            if node in census.retired:  # a change that was under way names it once more
+                census.retired.discard(node)
+                self.kernel.after(US_PER_S, self.restart, node)
+        census.newest, census.newest_index = conf_state, index
 
     # --- what members tell ------------------------------------------------------------------------------------------------------------
 
@@ -218,11 +238,8 @@ class World:
         self.workload.entry_applied(member, entry)
         if entry.type is not EntryType.NORMAL:
             self._count("configurations applied")
-            for node in members_of(member.conf_state):
-                self._census.ever_members.add(node)
-                if node in self._census.retired:  # a change that was under way names it once more
-                    self._census.retired.discard(node)
-                    self.kernel.after(US_PER_S, self.restart, node)
+            if entry.index > self._census.newest_index:
+                self._follow_configuration(entry.index, member.conf_state)
 
     def snapshot_installed(self, member: Member) -> None:
         """A member skipped to a snapshot."""
@@ -274,6 +291,10 @@ class World:
         waited_s = 0
         while reason := self._unhealed(probes):
             waited_s += 1
+            if waited_s > STRANDED_AFTER_S and self._is_stranded():
+                self.kernel.note("stranded by a membership change")
+                self._count("stranded by a membership change")
+                return
             if waited_s > HEAL_LIMIT_S:
                 raise ViolationError("progress after healing", f"{HEAL_LIMIT_S} s later: {reason}")
             while self.kernel.now_us < began_us + waited_s * US_PER_S:
@@ -281,6 +302,24 @@ class World:
             if waited_s % _RETRY_EVERY_S == 0:
                 probes.clear()
         self.kernel.note(f"healed after {waited_s} s")
+
+    def _is_stranded(self) -> bool:
+        """The known limit of configurations that take effect when they are applied (docs/architecture/simulator.md): a change is committed,
+        the voters that it leaves don't know that yet, and those that know may not campaign, but have longer logs. True only if nobody
+        could win an election by the rules, and somebody who may campaign has not applied the newest configuration.
+        """
+        candidates = [member for member in self.members.values() if member.id in member.raw.tracker_config.voters]
+        if any(member.raw.is_leader or self._can_win(member) for member in candidates):
+            return False
+        return any(member.store.applied_index < self._census.newest_index for member in candidates)
+
+    def _can_win(self, candidate: Member) -> bool:
+        voters = candidate.raw.tracker_config.voters
+        votes = {}
+        for node in voters:
+            log = self.members[node].log
+            votes[node] = (candidate.log.last_term, candidate.log.last_index) >= (log.last_term, log.last_index)
+        return voters.vote_result(votes) is VoteResult.WON
 
     def _unhealed(self, probes: dict[NodeId, _Probe]) -> str:
         """What is still missing; empty when the cluster has recovered."""

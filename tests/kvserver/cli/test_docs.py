@@ -13,6 +13,8 @@ from kvserver.cli.errors import ExitCode
 from kvserver.cli.flags import FlagOption
 from kvserver.cli.main import COMMANDS, make_root
 
+pytestmark = pytest.mark.docs
+
 DOCUMENT = (Path(__file__).resolve().parents[3] / "docs" / "cli.md").read_text()
 
 

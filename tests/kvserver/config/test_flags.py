@@ -12,6 +12,8 @@ from kvserver.config.flags import FLAGS, Flag, Treatment, environment_name
 from kvserver.config.render import markdown_tables
 from kvserver.config.values import ValueKind, read_value
 
+pytestmark = pytest.mark.docs
+
 USED = [flag for flag in FLAGS if flag.treatment is Treatment.USED]
 DOCS = Path(__file__).parents[3] / "docs" / "flags.md"
 

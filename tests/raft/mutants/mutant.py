@@ -1,8 +1,8 @@
 """A known mistake, and planting it into a copy of the core.
 
-Rules: a mistake is a piece of text that must occur exactly once in its module, and what stands there instead. When the core is rewritten and
-the text is gone (or there twice), planting fails with `PlantError`: a mistake that was never planted would look caught, or survive for the
-wrong reason.
+Rules: a mistake is a piece of text that must occur exactly once in its module, and what stands there instead. When the core is rewritten
+and the text is gone (or there twice), planting fails with `PlantError`: a mistake that was never planted would look caught, or survive for
+the wrong reason.
 """
 
 from __future__ import annotations
