@@ -4,8 +4,9 @@ Order: addresses are looked at first (a port in use is found before anything is 
 tells the truth early), and when the cluster has accepted the member the client port opens and the log says `ready to serve client
 requests`.
 
-Rules: one root TaskGroup owns what runs beside the parts; SIGTERM and SIGINT begin an orderly stop of at most `STOP_S`; a fatal error of
-the node ends the process with exit code 1 and one line that says why.
+Rules: one root TaskGroup owns what runs beside the parts; SIGTERM and SIGINT begin an orderly stop, one that comes `FORCIBLE_AFTER_S` later
+ends the process at once (a disk that hangs can hold up an orderly stop for as long as it likes); a fatal error of the node ends the
+process with exit code 1 and one line that says why.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from kvserver.version import __version__
 
 GRACE_S: Final = 0.3
 LAG_PROBE_S: Final = 0.1
+FORCIBLE_AFTER_S: Final = 3.0
+"""A signal that comes this long after the first is meant to end the process at once; one that comes sooner is a repetition (Ctrl-C reaches
+a whole process group, and its leader may pass it on)."""
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class ClusterFacts(NodeStatus):
@@ -72,7 +77,7 @@ class Server:
             KvError: the member can't start; the text says why.
         """
         config = self._config
-        for url in (*config.listen_client_urls, *config.http_urls):
+        for url in (*config.listen_client_urls, *config.listen_peer_urls, *config.http_urls):
             check_free(url)
         self._log.info("starting kvserver", version=__version__, name=config.name, data_dir=str(config.data_dir))
         node = await Node.start(config, metrics=self._metrics, log=self._log)
@@ -109,14 +114,17 @@ class Server:
     async def _serve(self, node: Node, grpc: GrpcServer, api: Api) -> int:
         """Open the client port once the member is published; wait for the end."""
         tasks: dict[str, asyncio.Task[object]] = {}
-        async with asyncio.TaskGroup() as group:
-            tasks["publish"] = group.create_task(self._open(node, grpc, api), name="publish")
-            tasks["stop"] = group.create_task(self._stop_asked.wait(), name="wait-stop")
-            tasks["fail"] = group.create_task(node.wait_failed(), name="wait-failed")
-            tasks["lag"] = group.create_task(self._watch_loop_lag(), name="loop-lag")
-            await asyncio.wait([tasks["stop"], tasks["fail"]], return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks.values():
-                task.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks["publish"] = group.create_task(self._open(node, grpc, api), name="publish")
+                tasks["stop"] = group.create_task(self._stop_asked.wait(), name="wait-stop")
+                tasks["fail"] = group.create_task(node.wait_failed(), name="wait-failed")
+                tasks["lag"] = group.create_task(self._watch_loop_lag(), name="loop-lag")
+                await asyncio.wait([tasks["stop"], tasks["fail"]], return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks.values():
+                    task.cancel()
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # the client port can't be opened: one error with a text of its own
         failed = tasks["fail"]
         if failed.cancelled():
             return 0
@@ -151,6 +159,18 @@ async def serve(config: ServerConfig, *, log: Logger) -> int:
     """Run a member in this process until SIGTERM or SIGINT; returns the exit code. Raises as `Server.run`."""
     server = Server(config, log=log)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.ask_stop, number.name)
+
+    def on_signal(number: signal.Signals) -> None:
+        server.ask_stop(number.name)
+        loop.call_later(FORCIBLE_AFTER_S, _heed_no_more_signals, loop)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
     return await server.run()
+
+
+def _heed_no_more_signals(loop: asyncio.AbstractEventLoop) -> None:
+    """From now on a signal meets the system's default: it ends the process."""
+    for number in _SIGNALS:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)

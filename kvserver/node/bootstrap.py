@@ -6,8 +6,10 @@ Rules
   (docs/adr/0003).
 - A cluster is founded at index 1, term 1, with the founding members as its state there: the log begins at 2, so whoever joins later
   starts from a snapshot, which holds the membership, and never from a log that does not.
-- A new member creates its WAL atomically; the store follows with its first commit. A WAL without a store is applied again from its first
-  entry, if it still has that (a crash right after the founding, or a store that was lost); otherwise the start is refused.
+- A founding member asks the others whether it was there before: an empty directory of a member that has taken part is refused.
+- A new member creates its WAL atomically; the store follows with its first commit (a joining member's comes first). A WAL without a store
+  is applied again from its first entry, if it still has that (a crash right after the founding, or a store that was lost); otherwise the
+  start is refused.
 - A snapshot that the WAL's marker names but the store does not hold yet is installed before anything else.
 
 Errors: BootstrapError (and the WAL's and the store's own) say what is wrong with which path and what to do.
@@ -26,7 +28,7 @@ from kvserver.errors import KvError
 from kvserver.logs import Logger
 from kvserver.node.compaction import WindowLimits
 from kvserver.node.directory import DataDirectory
-from kvserver.node.joining import ask_cluster
+from kvserver.node.joining import ask_cluster, has_taken_part
 from kvserver.node.log_window import LogWindow
 from kvserver.node.membership import cluster_id, conf_state_of, initial_members
 from kvserver.node.window_loader import WindowLoader
@@ -71,15 +73,21 @@ async def begin(config: ServerConfig, directory: DataDirectory, store: Store, li
         )
     if config.initial_cluster_state == "existing":
         return await _join(config, directory, store, log)
-    return _found(config, directory, store, log)
+    return await _found(config, directory, store, log)
 
 
-def _found(config: ServerConfig, directory: DataDirectory, store: Store, log: Logger) -> Origin:
+async def _found(config: ServerConfig, directory: DataDirectory, store: Store, log: Logger) -> Origin:
     """The first start of a member of a new cluster."""
     config.check_bootstrap()
     members = members_of(config)
     own = next(member for member in members.values() if member.name == config.name)
     identity = cluster_id(members)
+    if await has_taken_part(config, own.id):
+        raise BootstrapError(
+            f"member {own.id:x} ({own.name}) has already been bootstrapped, and its data directory {directory.root} is empty: what it "
+            "voted and acknowledged is forgotten. Put the directory back, or remove the member "
+            f"(kvctl member remove {own.id:x}), add it anew and start it with --initial-cluster-state=existing"
+        )
     if store.is_empty:
         _give_founding_state(config, store, identity, members)
     elif store.cluster_id != identity:
@@ -100,6 +108,12 @@ async def _join(config: ServerConfig, directory: DataDirectory, store: Store, lo
     invitation = await ask_cluster(config)
     if store.is_empty:
         store.bootstrap(invitation.cluster_id, invitation.members, ConfState())
+        await store.commit()  # first: beside a WAL without entries, an empty store would look like a lost one
+    elif store.cluster_id != invitation.cluster_id:
+        raise BootstrapError(
+            f"the store {directory.store} was begun for another cluster, {store.cluster_id:x}, the members named in --initial-cluster are "
+            f"of {invitation.cluster_id:x}: remove the data directory (nothing was ever written to it) and start again"
+        )
     metadata = Metadata(cluster_id=invitation.cluster_id, member_id=invitation.member_id)
     wal = Wal.create(directory.wal, metadata, segment_size_bytes=config.wal_segment_bytes)
     log.info("joining a running cluster", cluster_id=f"{invitation.cluster_id:x}", member_id=f"{invitation.member_id:x}")

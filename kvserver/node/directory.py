@@ -54,7 +54,7 @@ def open_data_directory(root: Path, wal: Path) -> DataDirectory:
     snap = member / "snap"
     try:
         for directory in (root, member, snap, wal.parent):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_durably(directory)
         descriptor = os.open(member / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise DataDirectoryError(f"data directory {root} can't be used: {error.strerror}: {error.filename}") from error
@@ -66,3 +66,17 @@ def open_data_directory(root: Path, wal: Path) -> DataDirectory:
             raise DataDirectoryError(f"data directory {root} is in use by another kvserver process") from error
         raise DataDirectoryError(f"data directory {root} can't be locked: {error.strerror}") from error
     return DataDirectory(root=root, wal=wal, snap=snap, _lock_descriptor=descriptor)
+
+
+def _make_durably(directory: Path) -> None:
+    """Make the directory and what it lies in; its name survives a power cut, as what is going to be fsynced inside must."""
+    if directory.is_dir():
+        return
+    if not directory.parent.exists():
+        _make_durably(directory.parent)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,8 +1,8 @@
 """One committed entry, applied: commands to the state machine, configuration changes to the core as well.
 
 Rules: strictly in order; whatever the entry is, the store records its index in the same batch as its effect. The proposer's future (if it
-is ours) is resolved with the result. A configuration change that the membership refuses reaches raft as a change of nobody, on every member
-alike.
+is ours) is resolved with the result. A configuration change that the membership refuses, or that raft can't make (removing the last voter),
+reaches raft as a change of nobody, on every member alike.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from google.protobuf.message import Message as PbMessage
 
 from kvserver.apply import Applier, MemberChange, Membership, Store, change_members, decode_change
 from kvserver.commands import ProposalId
-from kvserver.errors import DeterministicError, FatalError, RequestError
+from kvserver.errors import DeterministicError, FatalError, NotEnoughStartedMembersError, RequestError
 from kvserver.pb import internal_pb2
 from raft.confchange import ConfChange, ConfChangeV2
 from raft.confchange_codec import decode_conf_change
+from raft.errors import ConfChangeError
 from raft.raw_node import RawNode
 from raft.types import NO_NODE, Entry, EntryType, Index, Term
 
@@ -67,15 +68,18 @@ class EntryApplier:
             self._applier.apply_conf_state(entry.index, entry.term, self._raw.apply_conf_change(change))
             return
         member_change, proposal = _decode(entry.index, change)
-        result: PbMessage | DeterministicError
+        result: PbMessage | RequestError
         membership: Membership | None = None
         try:
             membership = change_members(self._store.membership, member_change)
+            conf_state = self._raw.apply_conf_change(change)
             result = internal_pb2.StoredMember(id=member_change.member.id)
         except DeterministicError as error:
             result = error.with_traceback(None)
-            change = _of_nobody(change)
-        conf_state = self._raw.apply_conf_change(change)
+        except ConfChangeError:
+            membership, result = None, NotEnoughStartedMembersError()  # it would remove the last voter: no later entry could be committed
+        if membership is None:
+            conf_state = self._raw.apply_conf_change(_of_nobody(change))
         self._applier.apply_conf_state(entry.index, entry.term, conf_state, membership)
         if membership is not None:
             self._on_membership(membership)

@@ -21,7 +21,7 @@ from typing import Final
 from kvserver.apply import Membership, Store
 from kvserver.commands import CommandKind
 from kvserver.config import ServerConfig
-from kvserver.errors import FatalError, RequestError
+from kvserver.errors import FatalError, KvError, RequestError
 from kvserver.logs import Logger, RaftLogSink
 from kvserver.metrics import Metrics
 from kvserver.node import bootstrap
@@ -51,6 +51,10 @@ from raft.errors import RaftError
 from raft.messages import Message
 from raft.raw_node import RawNode
 from raft.types import NO_NODE, SnapshotMetadata, Term
+
+
+class PeerListenError(KvError):
+    """A peer address can't be listened on; the text says which and why."""
 
 
 class RemovedError(FatalError):
@@ -180,6 +184,7 @@ class Node:
         """
         directory = open_data_directory(config.data_dir, config.wal_dir)
         store: Store | None = None
+        node: Node | None = None
         try:
             limits = WindowLimits(
                 max_entries=config.log_window.max_entries, max_bytes=config.log_window.max_bytes, grace_s=config.log_window.peer_grace_s
@@ -197,14 +202,19 @@ class Node:
             node = cls(config, directory, store, hooks, origin, metrics=metrics, log=log)
             await node._run()
         except BaseException:
-            if store is not None:
+            if node is not None:
+                await node.stop()
+            elif store is not None:
                 await store.close(commit=False)
             directory.close()
             raise
         return node
 
     async def _run(self) -> None:
-        await self.transport.start([str(url) for url in self.config.listen_peer_urls])
+        try:
+            await self.transport.start([str(url) for url in self.config.listen_peer_urls])
+        except OSError as error:
+            raise PeerListenError(f"listen for peers on {', '.join(map(str, self.config.listen_peer_urls))}: {error}") from error
         self._follow_members()
         self.driver.start(self._append_queue, self._apply_queue)
         if set(self.store.conf_state.voters) == {self.member_id}:

@@ -124,10 +124,15 @@ class NodePeerHandler:
         self._driver().report_snapshot(outcome.to, delivered=outcome.ok)
 
     def on_snapshot_received(self, message: Message, path: Path) -> None:
-        """A whole, durable snapshot: raft decides whether it is news."""
+        """A whole, durable snapshot: raft decides whether it is news. One that certainly isn't leaves its file behind otherwise."""
         self._metrics.snapshot_received_bytes.add(path.stat().st_size)
         self._log.info("received database snapshot", sender=f"{message.from_:x}")
-        self._driver().step(message, Index(0))
+        driver = self._driver()
+        assert message.snapshot is not None
+        is_old = message.snapshot.metadata.index <= driver.applied_index  # never the one being installed: that is ahead of what is applied
+        driver.step(message, Index(0))
+        if is_old:
+            path.unlink(missing_ok=True)
 
     def _driver(self) -> Driver:
         assert self.driver is not None, "the transport starts after the driver"

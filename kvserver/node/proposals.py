@@ -154,6 +154,7 @@ class Proposals:
         finally:
             del self._pending[counter]
             self._bytes -= size_bytes
+            pending.content = b""  # raft may not have asked for it yet: an unwanted proposal in its queue must not hold the bytes
 
     def resolve(self, proposal: ProposalId, result: PbMessage | RequestError) -> None:
         """An entry was applied: if it is one of ours and still awaited, answer it."""

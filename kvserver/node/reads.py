@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from kvserver.errors import LeaderChangedError, NoLeaderError, RequestTimeoutError, StoppedError
+from kvserver.errors import NoLeaderError, RequestTimeoutError, StoppedError
 from raft.types import Index
 
 RESEND_S: Final = 0.5
@@ -134,10 +134,10 @@ def _release(futures: list[asyncio.Future[None]]) -> None:
 
 def _releaser(futures: list[asyncio.Future[None]]) -> Callable[[asyncio.Future[None]], None]:
     def release(applied: asyncio.Future[None]) -> None:
-        if applied.cancelled() or applied.exception() is not None:
+        if applied.cancelled():
             for future in futures:
                 if not future.done():
-                    future.set_exception(LeaderChangedError() if applied.cancelled() else StoppedError())
+                    future.set_exception(StoppedError())
             return
         _release(futures)
 

@@ -8,13 +8,16 @@ stands behind a snapshot marker.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from kvserver.node.compaction import WindowLimits
 from kvserver.node.log_window import LogWindow
 from raft.types import ConfState, Entry, HardState, Index, Term
 from wal import Recovered
 
-_TRIM_EVERY = 256
+_TRIM_EVERY: Final = 256
+_TRIM_SLACK_BYTES: Final = 4 * 1024 * 1024
+"""How far past the byte cap what is below the applied index may grow before it is trimmed: large values fill a cap in few entries."""
 
 
 class WindowLoader:
@@ -34,8 +37,13 @@ class WindowLoader:
             window = self._entries = _empty(Index(entry.index - 1), Term(0))
         window.append([entry])
         self._count += 1
-        if self._count % _TRIM_EVERY == 0:
+        if self._count % _TRIM_EVERY == 0 or window.size_bytes > self._limits.max_bytes + _TRIM_SLACK_BYTES:
             self._trim(window)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory accounted for what is held now."""
+        return 0 if self._entries is None else self._entries.size_bytes
 
     def finish(
         self, recovered: Recovered, hard_state: HardState, conf_state: ConfState, durable: Callable[[], tuple[Index, ConfState]]

@@ -5,6 +5,7 @@
     log matching           (index, term) names one entry with one predecessor, in whatever log it turns up
     leader completeness    a new leader's log holds what leaders of earlier terms committed
     commit rule            a leader commits only entries of its own term, and only what a quorum of each half has synced
+    one change at a time   a leader appends a configuration change only when it has applied all earlier ones
     state machine safety   every member applies the same entry at the same index, and has the same state behind it
     durability             votes and acknowledgements leave after the disk has what they vouch for; nothing is applied before it is synced
     monotone               terms, commit, applied
@@ -134,6 +135,17 @@ class SafetyChecks:
                 raise ViolationError("log matching", f"{member.id} has {entry.term}/{entry.index} behind an entry of term {previous}")
             log.append(entry.index, entry.term)
             previous = entry.term
+            if entry.type is not EntryType.NORMAL and member.raw.is_leader and entry.term == member.raw.term:
+                self._check_single_change(member, entry)
+
+    def _check_single_change(self, member: Subject, change: Entry) -> None:
+        """A leader that appends a configuration change has applied all earlier ones."""
+        log = member.log
+        for index in range(max(member.raw.applied_index, log.start_index) + 1, change.index):
+            known = self._entries.get((Index(index), log.term_at(Index(index))))
+            if known is not None and known[1].type is not EntryType.NORMAL:
+                text = f"{member.id} appends a configuration change at {change.index}, the one at {index} is not applied"
+                raise ViolationError("one change at a time", text)
 
     def _note_position(self, member: Subject) -> None:
         raw = member.raw

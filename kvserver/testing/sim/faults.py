@@ -38,8 +38,8 @@ class Faults:
         self._members = members
         self._network = network
         self._operator = operator
-        self._actions = (self._crash, self._cut, self._partition, self._stall, self._campaign, self._forget)
-        self._weights = (plan.crash, plan.cut, plan.partition, plan.stall, plan.campaign, plan.forget)
+        self._actions = (self._crash, self._cut, self._partition, self._isolate, self._stall, self._campaign, self._forget)
+        self._weights = (plan.crash, plan.cut, plan.partition, plan.isolate, plan.stall, plan.campaign, plan.forget)
 
     def act(self) -> None:
         """One random fault."""
@@ -80,6 +80,15 @@ class Faults:
         self._network.cut((a, b) for a in here for b in there)
         if rng.random() < 0.7:  # else one direction still works
             self._network.cut((b, a) for a in here for b in there)
+        self._mend_later()
+
+    def _isolate(self, member: Member) -> None:
+        """Cut off whoever believes to lead, from everybody."""
+        leader = self._members.get(member.raw.leader_id, member)
+        others = [node for node in self._operator.known_ids if node != leader.id]
+        self._kernel.note(f"isolates {leader.id}")
+        self._network.cut((leader.id, node) for node in others)
+        self._network.cut((node, leader.id) for node in others)
         self._mend_later()
 
     def _mend_later(self) -> None:

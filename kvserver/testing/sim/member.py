@@ -46,6 +46,7 @@ class Outside(Protocol):
     def snapshot_installed(self, member: Member) -> None: ...
     def snapshot_wanted(self, member: Member, message: Message) -> None: ...
     def leadership_lost(self, member: Member) -> None: ...
+    def leader_appeared(self, member: Member) -> None: ...
     def peer_left(self, member: Member, peer: NodeId) -> None: ...
     def compacted(self, decision: Decision) -> None: ...
 
@@ -310,6 +311,8 @@ class Member:
             self.book.unpin_all()
             self._outside.leadership_lost(self)
         self.note(f"{self.raw.state.value} of term {self.raw.term}, leader {leader}")
+        if leader not in (NO_NODE, previous):
+            self._outside.leader_appeared(self)
 
     def _compact(self) -> None:
         """Compact the window as the driver does, and have the decision checked."""
@@ -336,7 +339,7 @@ class Member:
         if is_leader:
             self._window_checks.check_served(decision.index, raw, self.book, now_s)
         dropped = window.compact(decision.index)
-        self._window_checks.check_previous_term()
+        self._window_checks.check_content()
         self.note(f"compacted to {decision.index} ({decision.reason.value}), {dropped} entries")
         self._outside.compacted(decision)
 

@@ -48,6 +48,7 @@ class FaultPlan:
     crash: int
     cut: int
     partition: int
+    isolate: int
     stall: int
     campaign: int
     forget: int
@@ -55,7 +56,8 @@ class FaultPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkPlan:
-    """What clients and operators do: the mean time between two actions, weights, and how large values are."""
+    """What clients and operators do: the mean time between two actions, weights, how large values are, and how often an action goes to
+    somebody who believes to lead (`rivals`)."""
 
     every_us: int
     write: int
@@ -64,6 +66,7 @@ class WorkPlan:
     member: int
     max_value_bytes: int
     max_burst: int
+    rivals: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,7 @@ class Plan:
 
 def draw(rng: Random, *, seed: int, steps: int, nodes: int) -> Plan:
     """The plan of a seed for a cluster that starts with `nodes` members."""
+    theme = rng.choice(("mixed", "mixed", "mixed", "rivals", "rivals", "members"))
     learners = rng.choice((0, 0, 1)) if nodes > 2 else 0
     max_size_per_msg_bytes = rng.choice((0, 4096, 65_536, 1 << 20))
     return Plan(
@@ -113,8 +117,8 @@ def draw(rng: Random, *, seed: int, steps: int, nodes: int) -> Plan:
         delayed_turns=rng.choice((0.0, 0.1, 0.5)),
         network=_draw_network(rng),
         pace=_draw_pace(rng),
-        faults=_draw_faults(rng),
-        work=_draw_work(rng),
+        faults=_draw_faults(rng, theme),
+        work=_draw_work(rng, theme),
     )
 
 
@@ -135,26 +139,33 @@ def _draw_pace(rng: Random) -> Pace:
     )
 
 
-def _draw_faults(rng: Random) -> FaultPlan:
+def _draw_faults(rng: Random, theme: str) -> FaultPlan:
     every_us = rng.choice((0, 2, 4, 8, 8, 15)) * US_PER_S
+    if theme == "members":
+        return FaultPlan(every_us=4 * US_PER_S, crash=3, cut=1, partition=3, isolate=3, stall=1, campaign=4, forget=0)
+    if theme == "rivals":
+        return FaultPlan(every_us=6 * US_PER_S, crash=1, cut=0, partition=2, isolate=6, stall=2, campaign=1, forget=0)
     return FaultPlan(
         every_us=every_us,
         crash=rng.choice((0, 4, 8)),
         cut=rng.choice((0, 2, 5)),
         partition=rng.choice((0, 2, 5)),
+        isolate=rng.choice((0, 1, 3)),
         stall=rng.choice((0, 1, 3)),
         campaign=rng.choice((0, 1, 3)),
         forget=rng.choice((0, 0, 1)),
     )
 
 
-def _draw_work(rng: Random) -> WorkPlan:
+def _draw_work(rng: Random, theme: str) -> WorkPlan:
+    is_members = theme == "members"
     return WorkPlan(
         every_us=rng.choice((200_000, 500_000, 1_000_000)),
-        write=rng.choice((5, 10)),
+        write=5 if is_members else rng.choice((5, 10)),
         read=rng.choice((1, 5)),
-        transfer=rng.choice((0, 1)),
-        member=rng.choice((0, 1, 3)),
+        transfer=rng.choice((0, 1, 3)),
+        member=8 if is_members else rng.choice((0, 1, 3)),
         max_value_bytes=rng.choice((16, 2_000, 40_000)),
         max_burst=rng.choice((1, 4, 40)),
+        rivals=0.8 if theme == "rivals" else rng.choice((0.0, 0.3)),
     )

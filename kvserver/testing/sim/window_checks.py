@@ -3,6 +3,7 @@
     promise              what is compared
     window bound         bytes <= cap + what is not applied durably yet; the same for entries; twice the cap while a snapshot is pinned
     compaction safety    the floor stays at or below what is applied, durable and committed, and never moves back
+    window account       what is held is what is accounted for
     previous term        the term of first - 1 is known and right
     peers are served     what an active peer within the caps still needs is not dropped
 
@@ -11,13 +12,17 @@ The rule of the window is not repeated here: each promise is stated on its own, 
 
 from __future__ import annotations
 
+from typing import Final
+
 from kvserver.node.compaction import WindowLimits
-from kvserver.node.log_window import LogWindow
+from kvserver.node.log_window import LogWindow, entry_footprint_bytes
 from kvserver.node.peers import PeerBook
 from kvserver.testing.sim.checks import SafetyChecks
 from kvserver.testing.sim.kernel import ViolationError
 from raft.raw_node import RawNode
 from raft.types import Index, NodeId
+
+_COUNTED_ENTRIES: Final = 300
 
 
 class WindowChecks:
@@ -37,6 +42,16 @@ class WindowChecks:
         term = self._window.term(before)
         if before > self._safety.commit_index or term != self._safety.committed_term(before):
             raise ViolationError("previous term", f"{self._member} says that {before} has term {term}")
+
+    def check_content(self) -> None:
+        """After a compaction: the window starts where it says, and its byte account is exact."""
+        self.check_previous_term()
+        window = self._window
+        if window.entry_count <= _COUNTED_ENTRIES:
+            held = window.entries(window.first_index(), Index(window.last_index() + 1), 1 << 62)
+            size_bytes = sum(map(entry_footprint_bytes, held))
+            if (len(held), size_bytes) != (window.entry_count, window.size_bytes):
+                raise ViolationError("window account", f"{self._member} accounts for {window.size_bytes} bytes, and holds {size_bytes}")
 
     def check_bounds(self, safe: Index, *, pinned: bool) -> None:
         """After a turn: nothing is held beyond the caps but what is not durably applied."""

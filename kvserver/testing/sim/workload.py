@@ -31,6 +31,7 @@ from raft.types import NO_NODE, ConfState, Entry, EntryType, Index, NodeId
 KEYS: Final = 8
 _MAX_EXTRA_MEMBERS: Final = 2
 _SINGLE_AS_V1: Final = 0.5
+_READS_AT_NEW_LEADER: Final = 0.2
 
 
 @dataclass(eq=False, slots=True)
@@ -57,6 +58,7 @@ class Workload:
     ) -> None:
         self._kernel = kernel
         self._max_burst, self._max_value_bytes = plan.work.max_burst, plan.work.max_value_bytes
+        self._rivals = plan.work.rivals
         self._capacity = plan.voters + plan.learners + _MAX_EXTRA_MEMBERS
         self._members = members
         self._checks = checks
@@ -75,7 +77,9 @@ class Workload:
         """One random action at one random member."""
         running = [member for member in self._members.values() if not member.is_stalled]
         if running:
-            member = self._kernel.rng.choice(running)
+            rng = self._kernel.rng
+            leaders = [member for member in running if member.raw.is_leader]
+            member = rng.choice(leaders) if leaders and rng.random() < self._rivals else rng.choice(running)
             self._kernel.rng.choices(self._actions, self._weights)[0](member)
 
     def stopped(self, member: Member) -> None:
@@ -143,6 +147,11 @@ class Workload:
         member.raw.read_index(context.to_bytes(8, "big"))
         member.wake()
         return context
+
+    def leader_appeared(self, member: Member) -> None:
+        """A member learned of a leader: reads that waited for one are asked again at once."""
+        if self._kernel.rng.random() < _READS_AT_NEW_LEADER:
+            self.read(member)
 
     def is_served(self, context: int) -> bool:
         """That read was answered (or its member has crashed since)."""

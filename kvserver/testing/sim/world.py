@@ -255,6 +255,11 @@ class World:
         """A leader steps down: what it streams is of no use."""
         self.transfers.cancel(member)
 
+    def leader_appeared(self, member: Member) -> None:
+        """A member learned of a leader."""
+        if not self._is_healing:
+            self.workload.leader_appeared(member)
+
     def peer_left(self, member: Member, peer: NodeId) -> None:
         """A member learns that a peer was removed."""
         self.transfers.cancel(member, peer)
@@ -356,6 +361,8 @@ class World:
         if min(member.raw.applied_index, member.disk.committed.index) < last:
             return f"{member.id} has applied {member.raw.applied_index}, durably {member.disk.committed.index}, of {last}"
         window = member.window
+        if member.book.pins:
+            return f"{member.id} still pins {sorted(member.book.pins.items())}"
         if window.entry_count > 2 * SLACK_ENTRIES or window.size_bytes > 2 * SLACK_BYTES:
             return f"{member.id} still holds {window.entry_count} entries, {window.size_bytes} bytes"
         return ""

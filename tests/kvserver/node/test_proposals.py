@@ -218,3 +218,14 @@ async def test_a_cancelled_proposal_leaves_nothing_behind() -> None:
         await task
     assert (proposals.pending_count, proposals.pending_bytes) == (0, 0)
     proposals.resolve(commands.decode(sink.taken[0]).id, rpc_pb2.PutResponse())
+
+
+async def test_what_waits_in_vain_for_a_leader_does_not_hold_its_bytes() -> None:
+    sink = FakeSink()
+    sink.accepts = False
+    proposals = make(sink)
+    with pytest.raises(RequestTimeoutError):
+        await begin(proposals, size=1000, delay_s=0.01)
+    (abandoned,) = sink.waiting
+    assert not abandoned.is_wanted
+    assert abandoned.content == b""

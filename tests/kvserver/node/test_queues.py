@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -79,7 +79,7 @@ class Bench:
 
 
 @pytest.fixture
-async def worker():
+async def worker() -> AsyncIterator[Worker]:
     made = Worker("wal")
     yield made
     await made.stop()

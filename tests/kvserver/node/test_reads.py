@@ -132,3 +132,14 @@ async def test_reads_over_the_bound_are_refused() -> None:
         await begin(reads)
     reads.stop()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_confirmed_read_that_waits_for_apply_hears_of_the_stop() -> None:
+    sink = FakeSink()
+    reads = make(sink)
+    task = begin(reads)
+    await turn()
+    reads.resolve(sink.contexts[0], Index(12))
+    sink.applied[12].cancel()  # as the driver does when it stops
+    with pytest.raises(StoppedError):
+        await task

@@ -12,6 +12,7 @@ not fit the source.
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from tests.raft.mutants.catalogue import MUTANTS
 from tests.raft.mutants.mutant import Mutant, PlantError
-from tests.raft.mutants.report import Row, document, summary, table
+from tests.raft.mutants.report import Cost, Row, document, summary, table
 from tests.raft.mutants.rings import RINGS, Outcome, Ring, RingError, prove
 from tests.raft.mutants.sandbox import Sandbox
 
@@ -37,11 +38,12 @@ def main(arguments: list[str]) -> int:
             print(f"mutants: {error}", file=sys.stderr)
             return 2
     rings = [ring for ring in options.rings if ring.name not in absent]
-    took_s = time.monotonic() - began_s
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cost = Cost(took_s=time.monotonic() - began_s, cpu_s=used.ru_utime + used.ru_stime, jobs=options.jobs)
     print(table(rows, rings))
-    print(summary(rows, rings, absent, took_s, options.jobs))
+    print(summary(rows, rings, absent, cost))
     if options.write is not None:
-        options.write.write_text(document(rows, rings, absent, took_s, options.jobs), encoding="utf-8")
+        options.write.write_text(document(rows, rings, absent, cost), encoding="utf-8")
     return 0 if all(row.caught for row in rows) else 1
 
 

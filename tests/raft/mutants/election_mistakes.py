@@ -38,10 +38,11 @@ ELECTION_MISTAKES: Final = (
     ),
     Mutant(
         name="vote_not_persisted",
-        module="state",
+        module="raw_node",
         mistake="leaves the vote out of the hard state: forgotten by a restart",
-        before="return HardState(term=self.term, vote=self.vote, commit=self.log.commit_index)",
-        after="return HardState(term=self.term, commit=self.log.commit_index)",
+        before="            ready.hard_state = self._last_hard_state = r.hard_state()\n",
+        after="            self._last_hard_state = r.hard_state()\n"
+        "            ready.hard_state = HardState(term=r.term, commit=r.log.commit_index)\n",
     ),
     Mutant(
         name="vote_not_synced",

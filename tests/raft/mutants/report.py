@@ -47,6 +47,15 @@ class Row:
         return f"caught by {', '.join(names)}" if names else "SURVIVED"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a run took: by the clock, in processor time, and how many mistakes were tried at a time."""
+
+    took_s: float
+    cpu_s: float
+    jobs: int
+
+
 def table(rows: Sequence[Row], rings: Sequence[Ring]) -> str:
     """A Markdown table: one line per mistake, one column per ring."""
     lines = [
@@ -68,18 +77,21 @@ def _cell(outcome: Outcome) -> str:
     return text if len(text) <= _MAX_EVIDENCE else f"{text[:_MAX_EVIDENCE]}..."
 
 
-def summary(rows: Sequence[Row], rings: Sequence[Ring], absent: Mapping[str, str], took_s: float, jobs: int) -> str:
+def summary(rows: Sequence[Row], rings: Sequence[Ring], absent: Mapping[str, str], cost: Cost) -> str:
     """How many were caught, by which ring, and in which time."""
     survived = [row.mutant.name for row in rows if not row.caught]
     by_ring = [f"{ring.title}: {sum(row.outcomes[ring.name].caught for row in rows)}" for ring in rings]
-    lines = [f"{len(rows)} mistakes, {len(rows) - len(survived)} caught ({', '.join(by_ring)}), in {took_s:.0f} s with {jobs} at a time."]
+    lines = [
+        f"{len(rows)} mistakes, {len(rows) - len(survived)} caught ({', '.join(by_ring)}), in {cost.took_s:.0f} s, "
+        f"{cost.jobs} at a time ({cost.cpu_s:.0f} s of processor time)."
+    ]
     lines += [f"Ring {name} was left out: {reason}." for name, reason in absent.items()]
     if survived:
         lines.append(f"SURVIVED: {', '.join(survived)}")
     return "\n".join(lines)
 
 
-def document(rows: Sequence[Row], rings: Sequence[Ring], absent: Mapping[str, str], took_s: float, jobs: int) -> str:
+def document(rows: Sequence[Row], rings: Sequence[Ring], absent: Mapping[str, str], cost: Cost) -> str:
     """The whole report as a Markdown document."""
     preamble = _PREAMBLE.format(first=SEED_BATCHES[0][0], last=SEED_BATCHES[-1][1])
-    return preamble + table(rows, rings) + "\n\n" + summary(rows, rings, absent, took_s, jobs) + "\n"
+    return preamble + table(rows, rings) + "\n\n" + summary(rows, rings, absent, cost) + "\n"

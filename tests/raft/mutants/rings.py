@@ -16,17 +16,17 @@ from typing import Final
 from tests.raft.mutants.sandbox import REPOSITORY, Finished, Sandbox
 
 DATA: Final = Path(os.environ.get("RAFT_TESTDATA", REPOSITORY.parent / "shared" / "raft-testdata")).resolve()
-DATA_TIMEOUT_S: Final = 60.0
-SUITE_TIMEOUT_S: Final = 240.0
-SIMULATOR_TIMEOUT_S: Final = 180.0
-SEED_BATCHES: Final = ((0, 7), (8, 23), (24, 47))
+DATA_TIMEOUT_S: Final = 45.0
+SUITE_TIMEOUT_S: Final = 150.0
+SIMULATOR_TIMEOUT_S: Final = 90.0
+SEED_BATCHES: Final = ((0, 7), (8, 31))
 """Seeds of the simulator, first and last; the first batch with a violation ends the ring."""
 
 _SLOWEST: Final = "tests/raft/test_hostile_messages.py"
 """A third of the suite's time: it runs last."""
 _PYTEST_OPTIONS: Final = (
     *("-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist"),
-    *("-m", "not slow", "--hypothesis-seed=0", "--timeout=100"),
+    *("-m", "not slow", "--hypothesis-seed=0", "--timeout=45"),
 )
 _LOADED_FROM: Final = "import raft, sys; sys.stdout.write(raft.__file__)"
 

@@ -1,0 +1,433 @@
+"""Known mistakes, planted one at a time in the real code: what the simulator must find.
+
+Every entry replaces a few functions through pytest's `monkeypatch` and says within how many seeds the mistake must show, and as the breach
+of which promise (any of several words that its text begins with). The code that is replaced belongs to others and may be renamed: a name
+that is gone fails the test loudly, as `monkeypatch` insists on existing names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+import kvserver.testing.sim.member as shell
+import raft.core
+import raft.election
+import raft.leader
+import raft.quorum
+import raft.replication
+from kvserver.node.compaction import PeerClaim, Situation, WindowLimits, decide
+from kvserver.node.log_window import LogWindow
+from kvserver.testing.sim.disk import SimWal, StoreState
+from raft.inflights import Inflights
+from raft.log import RaftLog
+from raft.messages import Message, MessageType
+from raft.progress import Progress
+from raft.quorum import JointVoters
+from raft.raw_node import RawNode
+from raft.ready import StateType
+from raft.state import RaftState
+from raft.tracker import Tracker
+from raft.types import NO_NODE, Entry, Index, NodeId, Snapshot, Term
+from raft.unstable import Unstable
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """One mistake. `is_slow`: it shows rarely, so looking for it takes longer than CI wants."""
+
+    name: str
+    plant: Callable[[Patch], None]
+    promises: tuple[str, ...]
+    within_seeds: int
+    is_slow: bool = False
+
+
+SAFETY = ("election safety", "log matching", "leader completeness", "commit rule", "state machine safety", "durability", "WAL rules")
+ANY = (*SAFETY, "no error reaches the top", "progress after healing", "linearizable reads", "monotone")
+
+
+# --- elections --------------------------------------------------------------------------------------------------------------------------
+
+
+def _votes_twice(patch: Patch) -> None:
+    original = raft.quorum.majority_vote_result
+
+    def counted(voters: Any, votes: Any) -> Any:
+        granted = [vote for voter, vote in votes.items() if vote and voter in voters]
+        return raft.quorum.VoteResult.WON if 2 * len(granted) > len(voters) // 2 else original(voters, votes)
+
+    patch.setattr(raft.quorum, "majority_vote_result", counted)
+
+
+def _log_check_ignored(patch: Patch) -> None:
+    patch.setattr(RaftLog, "is_up_to_date", lambda self, index, term: True)
+
+
+def _votes_for_anybody(patch: Patch) -> None:
+    original = raft.election.handle_vote_request
+
+    def careless(r: RaftState, message: Message) -> None:
+        if message.type is MessageType.VOTE:
+            r.vote = r.lead = NO_NODE
+        original(r, message)
+
+    patch.setitem(raft.core._COMMON_HANDLERS, MessageType.VOTE, careless)
+
+
+def _vote_lost_at_restart(patch: Patch) -> None:
+    original = SimWal.recover
+
+    def forgetful(self: SimWal, applied_index: Index, sink: Any) -> Any:
+        recovered = original(self, applied_index, sink)
+        return replace(recovered, hard_state=replace(recovered.hard_state, vote=NO_NODE))
+
+    patch.setattr(SimWal, "recover", forgetful)
+
+
+def _term_lost_at_restart(patch: Patch) -> None:
+    original = SimWal.recover
+
+    def forgetful(self: SimWal, applied_index: Index, sink: Any) -> Any:
+        recovered = original(self, applied_index, sink)
+        if recovered.hard_state.term <= recovered.last_term:
+            return recovered
+        return replace(recovered, hard_state=replace(recovered.hard_state, vote=NO_NODE, term=recovered.last_term))
+
+    patch.setattr(SimWal, "recover", forgetful)
+
+
+def _sent_early(patch: Patch, kind: MessageType) -> None:
+    original = RaftState.send
+
+    def hasty(self: RaftState, message: Message) -> None:
+        original(self, message)
+        if message.type is kind and message.to != self.id:
+            self.messages.append(self.messages_after_append.pop())
+
+    patch.setattr(RaftState, "send", hasty)
+
+
+def _vote_before_durable(patch: Patch) -> None:
+    _sent_early(patch, MessageType.VOTE_RESP)
+
+
+def _joint_vote_by_one_half(patch: Patch) -> None:
+    patch.setattr(JointVoters, "vote_result", lambda self, votes: raft.quorum.majority_vote_result(self.incoming, votes))
+
+
+# --- replication and commit ---------------------------------------------------------------------------------------------------------------
+
+
+def _old_term_by_counting(patch: Patch) -> None:
+    def careless(self: RaftLog, index: Index, term: Term) -> bool:
+        if index <= self.commit_index:
+            return False
+        self.commit_to(index)
+        return True
+
+    patch.setattr(RaftLog, "maybe_commit", careless)
+
+
+def _acknowledged_before_durable(patch: Patch) -> None:
+    _sent_early(patch, MessageType.APP_RESP)
+
+
+def _leader_counts_itself_early(patch: Patch) -> None:
+    original = raft.leader.append
+
+    def hasty(r: RaftState, entries: Any) -> bool:
+        taken = original(r, entries)
+        if r.id in r.tracker.progress:
+            r.tracker.progress[r.id].maybe_update(r.log.last_index)
+        return taken
+
+    patch.setattr(raft.leader, "append", hasty)
+
+
+def _applied_before_durable(patch: Patch) -> None:
+    patch.setattr(RaftLog, "max_appliable_index", lambda self, *, allow_unstable: self.commit_index)
+
+
+def _joint_commit_by_one_half(patch: Patch) -> None:
+    def by_half(self: Tracker) -> Index:
+        return raft.quorum.majority_index([self.progress[node].match_index for node in self.config.voters.incoming])
+
+    patch.setattr(Tracker, "committed_index", by_half)
+
+
+def _learners_counted(patch: Patch) -> None:
+    patch.setattr(Tracker, "committed_index", lambda self: raft.quorum.majority_index([p.match_index for p in self.progress.values()]))
+
+
+def _commit_beyond_match(patch: Patch) -> None:
+    original = RaftLog.maybe_append
+
+    def greedy(self: RaftLog, prev_index: Index, prev_term: Term, commit: Index, entries: Any) -> Index | None:
+        last_new = original(self, prev_index, prev_term, commit, entries)
+        if last_new is not None:
+            self.commit_to(Index(min(commit, self.last_index)))
+        return last_new
+
+    patch.setattr(RaftLog, "maybe_append", greedy)
+
+
+def _heartbeat_commit_unbounded(patch: Patch) -> None:
+    original = RaftState.send
+
+    def generous(self: RaftState, message: Message) -> None:
+        if message.type is MessageType.HEARTBEAT:
+            message.commit = self.log.commit_index
+        original(self, message)
+
+    patch.setattr(RaftState, "send", generous)
+
+
+def _tail_not_truncated(patch: Patch) -> None:
+    def keep(self: LogWindow, entries: Any) -> None:
+        for entry in entries:
+            if entry.index > self.last_index():
+                self._push(entry)
+
+    patch.setattr(LogWindow, "append", keep)
+
+
+def _stale_write_counts(patch: Patch) -> None:
+    original = Unstable.stable_to
+
+    def trusting(self: Unstable, index: Index, term: Term) -> None:
+        held = self.term(index)
+        original(self, index, term if held is None or index < self.offset else held)
+
+    patch.setattr(Unstable, "stable_to", trusting)
+    answer = raft.core._answer_lower_term
+
+    def counting(r: RaftState, message: Message) -> None:
+        if message.type is MessageType.STORAGE_APPEND_RESP and message.index:
+            r.log.unstable.stable_to(message.index, message.log_term)
+        answer(r, message)
+
+    patch.setattr(raft.core, "_answer_lower_term", counting)
+
+
+def _window_of_flow_never_frees(patch: Patch) -> None:
+    patch.setattr(Inflights, "free_through", lambda self, index: None)
+
+
+def _match_by_rejection(patch: Patch) -> None:
+    original = Progress.maybe_decrease
+
+    def believing(self: Progress, rejected: Index, match_hint: Index) -> bool:
+        decreased = original(self, rejected, match_hint)
+        self.match_index = max(self.match_index, Index(min(match_hint, self.next_index - 1)))
+        return decreased
+
+    patch.setattr(Progress, "maybe_decrease", believing)
+
+
+# --- configurations, reads, transfers, snapshots ----------------------------------------------------------------------------------------
+
+
+def _pending_change_ignored(patch: Patch) -> None:
+    original = raft.leader._refusal
+
+    def lax(r: RaftState, change: Any) -> str:
+        pending, r.pending_conf_index = r.pending_conf_index, Index(0)
+        reason = original(r, change)
+        r.pending_conf_index = pending
+        return reason
+
+    patch.setattr(raft.leader, "_refusal", lax)
+
+
+def _read_without_quorum(patch: Patch) -> None:
+    patch.setattr(raft.leader, "_start_read", lambda r, request: raft.leader._answer_read(r, request, r.log.commit_index))
+
+
+def _read_before_first_commit(patch: Patch) -> None:
+    patch.setattr(RaftLog, "has_current_term_commit", lambda self, term: True)
+
+
+def _transfer_without_deadline(patch: Patch) -> None:
+    original = raft.core._tick_leader
+
+    def patient(r: RaftState) -> None:
+        transferee = r.lead_transferee
+        original(r)
+        if r.state is StateType.LEADER and transferee in r.tracker.config.voters:
+            r.lead_transferee = transferee
+
+    patch.setattr(raft.core, "_tick_leader", patient)
+
+
+def _old_snapshot_accepted(patch: Patch) -> None:
+    original = RaftState.send
+
+    def eager(self: RaftState, message: Message) -> None:
+        original(self, message)
+
+    patch.setattr(RaftState, "send", eager)
+    restore = raft.follower._restore
+
+    def careless(r: RaftState, snapshot: Snapshot, position: str) -> bool:
+        if snapshot.metadata.index <= r.log.commit_index and r.log.unstable.snapshot is None:
+            r.log.restore(snapshot)
+            return True
+        return restore(r, snapshot, position)
+
+    patch.setattr(raft.follower, "_restore", careless)
+
+
+def _snapshot_of_another_term(patch: Patch) -> None:
+    original = StoreState.copy
+
+    def mistaken(self: StoreState) -> StoreState:
+        copied = original(self)
+        if copied.term > 1:
+            copied.term = Term(copied.term - 1)
+        return copied
+
+    patch.setattr(StoreState, "copy", mistaken)
+
+
+def _snapshot_outcome_unreported(patch: Patch) -> None:
+    patch.setattr(RawNode, "report_snapshot", lambda self, node, ok: None)
+
+
+# --- the log window -----------------------------------------------------------------------------------------------------------------------
+
+
+def _compaction_ignores_peers(patch: Patch) -> None:
+    patch.setattr(shell, "decide", lambda window, claims, situation, limits: decide(window, (), situation, limits))
+
+
+def _compaction_ignores_grace(patch: Patch) -> None:
+    def cold(window: Any, claims: Iterable[PeerClaim], situation: Situation, limits: WindowLimits) -> Any:
+        silent = [replace(claim, last_contact_s=-1e9, is_voter=False) for claim in claims]
+        return decide(window, silent, replace(situation, role_since_s=-1e9), limits)
+
+    patch.setattr(shell, "decide", cold)
+
+
+def _compaction_beyond_durable(patch: Patch) -> None:
+    def bold(window: Any, claims: Any, situation: Situation, limits: WindowLimits) -> Any:
+        return decide(window, claims, replace(situation, safe_index=window.last_index()), limits)
+
+    patch.setattr(shell, "decide", bold)
+
+
+def _caps_ignored(patch: Patch) -> None:
+    def endless(window: Any, claims: Any, situation: Situation, limits: WindowLimits) -> Any:
+        return decide(window, claims, situation, WindowLimits(max_entries=1 << 40, max_bytes=1 << 40, grace_s=1e9))
+
+    patch.setattr(shell, "decide", endless)
+
+
+def _previous_term_not_kept(patch: Patch) -> None:
+    original = LogWindow.compact
+
+    def forgetful(self: LogWindow, index: Index) -> int:
+        previous = self._prev_term
+        dropped = original(self, index)
+        self._prev_term = previous
+        return dropped
+
+    patch.setattr(LogWindow, "compact", forgetful)
+
+
+def _floor_stale_after_install(patch: Patch) -> None:
+    original = shell.Member._compact
+    floors: dict[int, Index] = {}
+
+    def noting(self: Any) -> None:
+        before = self.window.first_index()
+        original(self)
+        if self.window.first_index() != before:
+            floors[id(self)] = Index(self.window.first_index() - 1)
+
+    patch.setattr(shell.Member, "_compact", noting)
+    patch.setattr(shell.Member, "floor", property(lambda self: floors.get(id(self), Index(0))))
+
+
+def _byte_account_drifts(patch: Patch) -> None:
+    original = LogWindow._truncate
+
+    def leaking(self: LogWindow, index: int) -> None:
+        end = self._end_offset
+        original(self, index)
+        self._end_offset = end
+
+    patch.setattr(LogWindow, "_truncate", leaking)
+
+
+def _pins_never_end(patch: Patch) -> None:
+    patch.setattr(shell.PeerBook, "unpin", lambda self, peer: None)
+    patch.setattr(shell.PeerBook, "expire", lambda self, now_s, **_: None)
+
+
+def _commits_of_one_term_only(patch: Patch) -> None:
+    """A leader's first entry is skipped: what earlier terms left is never committed, and reads wait for ever."""
+    original = raft.leader.append
+
+    def stingy(r: RaftState, entries: tuple[Entry, ...]) -> bool:
+        if len(entries) == 1 and not entries[0].data and r.tracker.progress[r.id].match_index == r.log.last_index:
+            return True
+        return original(r, entries)
+
+    patch.setattr(raft.leader, "append", stingy)
+
+
+def _unknown_leader(patch: Patch) -> None:
+    """A follower takes its leader from whoever sends anything."""
+    original = raft.core.step
+
+    def gullible(r: RaftState, message: Message) -> None:
+        original(r, message)
+        if message.type is MessageType.APP_RESP and r.state is StateType.FOLLOWER and message.from_ != r.id:
+            r.lead = NodeId(message.from_)
+
+    patch.setattr(raft.core, "step", gullible)
+
+
+PLANTED = (
+    Planted("votes are counted twice", _votes_twice, SAFETY, 20),
+    Planted("the candidate's log is not compared", _log_check_ignored, SAFETY, 60),
+    Planted("a member votes for anybody who asks", _votes_for_anybody, ("election safety",), 40),
+    Planted("the vote is lost at a restart", _vote_lost_at_restart, ("election safety", "WAL rules"), 100),
+    Planted("the term is lost at a restart", _term_lost_at_restart, ANY, 100),
+    Planted("a vote leaves before it is durable", _vote_before_durable, ("durability",), 10),
+    Planted("a joint election is won by one half", _joint_vote_by_one_half, SAFETY, 400, is_slow=True),
+    Planted("entries of an older term commit by counting", _old_term_by_counting, ("commit rule",), 40),
+    Planted("a follower acknowledges before it is durable", _acknowledged_before_durable, ("durability",), 10),
+    Planted("the leader counts itself before it is durable", _leader_counts_itself_early, ("commit rule", "durability"), 20),
+    Planted("entries are applied before they are durable", _applied_before_durable, ("durability", "no error"), 20),
+    Planted("a joint commit counts one half", _joint_commit_by_one_half, ("commit rule",), 60),
+    Planted("learners count for the commit", _learners_counted, ("commit rule",), 40),
+    Planted("a follower commits what it did not compare", _commit_beyond_match, (*SAFETY, "no error"), 100),
+    Planted("heartbeats carry a commit index beyond the match", _heartbeat_commit_unbounded, ("no error", *SAFETY), 20),
+    Planted("the window keeps an overwritten tail", _tail_not_truncated, (*SAFETY, "no error", "previous term"), 100),
+    Planted("a write of an earlier term counts as durable", _stale_write_counts, (*SAFETY, "no error"), 400, is_slow=True),
+    Planted("the flow window never frees", _window_of_flow_never_frees, ("progress",), 20),
+    Planted("a rejection's hint is taken for a match", _match_by_rejection, (*SAFETY, "no error"), 60),
+    Planted("a second configuration change is let in", _pending_change_ignored, ANY, 400, is_slow=True),
+    Planted("a read is answered without a quorum", _read_without_quorum, ("linearizable reads",), 200),
+    Planted("a read is answered before the term's first commit", _read_before_first_commit, ("linearizable reads",), 200),
+    Planted("a transfer has no deadline", _transfer_without_deadline, ("progress",), 100),
+    Planted("a snapshot below the commit index is accepted", _old_snapshot_accepted, ANY, 40),
+    Planted("a snapshot carries another term", _snapshot_of_another_term, ANY, 20),
+    Planted("a snapshot's outcome is not reported", _snapshot_outcome_unreported, ("progress",), 60),
+    Planted("a leader skips its first entry", _commits_of_one_term_only, ANY, 20),
+    Planted("compaction ignores the peers", _compaction_ignores_peers, ("peers are served",), 40),
+    Planted("compaction ignores the grace", _compaction_ignores_grace, ("peers are served",), 40),
+    Planted("compaction passes what is durable", _compaction_beyond_durable, ("compaction safety", "no error"), 20),
+    Planted("the window's caps are ignored", _caps_ignored, ("window bound",), 20),
+    Planted("the term before the window is not kept", _previous_term_not_kept, ("previous term",), 20),
+    Planted("the floor is stale after a snapshot", _floor_stale_after_install, ("progress",), 400, is_slow=True),
+    Planted("the window's byte account drifts", _byte_account_drifts, ("progress", "window bound"), 200),
+    Planted("pins never end", _pins_never_end, ("progress", "window bound"), 200),
+)
