@@ -65,7 +65,7 @@ def _serve(invocation: Run) -> int:
     with StdlibBridge(log).installed():
         try:
             return uvloop.run(serve(config, log=log))
-        except (KvError, WalError) as error:
+        except (KvError, WalError, OSError) as error:
             log.fatal("kvserver can't start", reason=str(error))
             return 1
 

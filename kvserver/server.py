@@ -147,6 +147,7 @@ class Server:
             self._metrics.loop_lag_seconds.observe(max(0.0, loop.time() - due_s))
 
     async def _stop(self, node: Node, grpc: GrpcServer | None, http: HttpServer | None) -> None:
+        await node.retire()
         if grpc is not None:
             await grpc.stop(GRACE_S)
         if http is not None:

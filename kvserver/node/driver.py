@@ -20,6 +20,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from time import perf_counter
 from typing import Final, Protocol
 
 from kvserver.node.append_queue import AppendQueue
@@ -29,7 +30,7 @@ from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
 from kvserver.types import NodeId
 from raft.confchange import ConfChange
-from raft.errors import ProposalDroppedError, RaftError, StepPeerNotFoundError
+from raft.errors import InvalidMessageError, ProposalDroppedError, RaftError, StepLocalMessageError, StepPeerNotFoundError
 from raft.messages import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, Message, MessageType
 from raft.raw_node import RawNode
 from raft.ready import Ready
@@ -74,9 +75,9 @@ class DriverHooks:
 
     on_leader: Callable[[NodeId, NodeId, Term], None]
     on_read_state: Callable[[bytes, Index], None]
-    on_snapshot_wanted: Callable[[Message], object]
+    on_snapshot_wanted: Callable[[Message], bool]
     on_new_term_applied: Callable[[Term], None]
-    on_compacted: Callable[[Decision, int], None]
+    on_compacted: Callable[[Decision, int, float], None]
     on_invalid: Callable[[Message, RaftError], None]
     on_fatal: Callable[[Exception], None]
 
@@ -186,7 +187,11 @@ class Driver:
         """Return at the next change of leader."""
         future: asyncio.Future[None] = self._loop.create_future()
         self._waiters.leader.append(future)
-        await future
+        try:
+            await future
+        finally:
+            if future in self._waiters.leader:
+                self._waiters.leader.remove(future)
 
     # --- inputs --------------------------------------------------------------------------------------------------------------------------
 
@@ -197,8 +202,7 @@ class Driver:
 
     def request_read_index(self, context: bytes) -> None:
         """Ask for the index at which a read with this context is linearizable."""
-        self._raw.read_index(context)
-        self.wake()
+        self._enter(self._raw.read_index, context)
 
     def step(self, message: Message, floor: Index) -> None:
         """A message from a peer; `floor` is the sender's log floor, of interest when it leads."""
@@ -207,12 +211,13 @@ class Driver:
         self._peers.note_contact(message.from_, self._loop.time())
         try:
             self._raw.step(message)
-        except ProposalDroppedError:
-            pass  # a forwarded proposal that can't be taken: its proposer times out or hears of the leader change
-        except StepPeerNotFoundError:
-            return  # from a peer that raft doesn't know (any more)
-        except RaftError as error:
+        except (ProposalDroppedError, StepPeerNotFoundError):
+            pass  # a forwarded proposal that can't be taken now: its proposer hears of it; or a peer that raft doesn't know (any more)
+        except (InvalidMessageError, StepLocalMessageError) as error:
             self._hooks.on_invalid(message, error)
+            return
+        except Exception as failure:  # noqa: BLE001 - the core must not fail; if it does, going on could break its promises
+            self._fail(failure)
             return
         if message.from_ == self._raw.leader_id:
             self._leader_floor = floor
@@ -224,9 +229,7 @@ class Driver:
 
     def report_unreachable(self, peer: NodeId) -> None:
         """A message to `peer` was dropped."""
-        if not self._stopped:
-            self._raw.report_unreachable(peer)
-            self.wake()
+        self._enter(self._raw.report_unreachable, peer)
 
     def report_snapshot(self, peer: NodeId, *, delivered: bool) -> None:
         """The snapshot stream to `peer` ended."""
@@ -234,22 +237,20 @@ class Driver:
             self._peers.unpin_later(peer, self._loop.time())
         else:
             self._peers.unpin(peer)
-        if not self._stopped:
-            self._raw.report_snapshot(peer, delivered)
-            self.wake()
+        self._enter(self._raw.report_snapshot, peer, delivered)
 
     def campaign(self) -> None:
         """Stand for election now, without waiting for the election timeout."""
-        self._raw.campaign()
-        self.wake()
+        self._enter(self._raw.campaign)
 
     def transfer_leader(self, to: NodeId) -> None:
         """Begin to hand leadership to `to`."""
-        self._raw.transfer_leader(to)
-        self.wake()
+        self._enter(self._raw.transfer_leader, to)
 
     def storage_responded(self, responses: Iterable[Message]) -> None:
         """An append is durable, or entries are applied: responses to this member step the core, the others leave now."""
+        if self._stopped:
+            return
         outgoing = []
         for response in responses:
             if response.to == self._raw.id:
@@ -284,12 +285,27 @@ class Driver:
 
     # --- the turn ------------------------------------------------------------------------------------------------------------------------
 
+    def _enter(self, call: Callable[..., object], *arguments: object) -> None:
+        """Have the core do something and schedule a turn; a failure of the core is the end of this member."""
+        if self._stopped:
+            return
+        try:
+            call(*arguments)
+        except Exception as failure:  # noqa: BLE001 - as in step
+            self._fail(failure)
+            return
+        self.wake()
+
+    def _fail(self, failure: Exception) -> None:
+        self._stopped = True
+        self._hooks.on_fatal(failure)
+
     def _tick(self) -> None:
         if self._stopped:
             return
         self._tick_timer = self._loop.call_later(self._tick_s, self._tick)
-        self._raw.tick()
-        self.wake()
+        self._proposals = [each for each in self._proposals if each.is_wanted]
+        self._enter(self._raw.tick)
 
     def _run_turn(self) -> None:
         self._turn_scheduled = False
@@ -298,12 +314,11 @@ class Driver:
         try:
             if self._proposals:
                 self._hand_over_proposals()
-            while self._raw.has_ready():
+            while not self._stopped and self._raw.has_ready():
                 self._carry_out(self._raw.ready())
             self._compact()
-        except Exception as failure:  # noqa: BLE001 - the core must not fail; if it does, going on could break its promises
-            self._stopped = True
-            self._hooks.on_fatal(failure)
+        except Exception as failure:  # noqa: BLE001 - as in step
+            self._fail(failure)
             return
         self._release_waiters()
 
@@ -356,8 +371,8 @@ class Driver:
             elif message.to == LOCAL_APPLY_THREAD:
                 self._apply.submit(message)
             elif message.type is MessageType.SNAP:
-                self._peers.pin(message.to, self._durability.durable_index)
-                self._hooks.on_snapshot_wanted(message)
+                if self._hooks.on_snapshot_wanted(message):  # otherwise a stream is under way, whose pin must not move
+                    self._peers.pin(message.to, self._durability.durable_index)
             else:
                 outgoing.append(message)
         if outgoing:
@@ -394,9 +409,10 @@ class Driver:
         claims = self._peers.claims(self._raw.progress(), self._raw.id) if is_leader else ()
         decision = decide(window, claims, situation, self._limits)
         if decision is not None:
+            began_s = perf_counter()
             dropped = window.compact(decision.index)
             self._floor = Index(window.first_index() - 1)
-            self._hooks.on_compacted(decision, dropped)
+            self._hooks.on_compacted(decision, dropped, perf_counter() - began_s)
 
     def _release_waiters(self) -> None:
         waiting = self._waiters.applied

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from random import Random
 from typing import Final
 
@@ -44,7 +45,7 @@ from kvserver.pb import internal_pb2
 from kvserver.peer import Identity, SnapshotParts, Transport, TransportOptions
 from kvserver.snapshot import SnapshotCopies
 from kvserver.storage import EngineConfig, EngineHooks
-from kvserver.types import ClusterId, NodeId
+from kvserver.types import ClusterId, NodeId, Revision
 from kvserver.version import __version__
 from raft.config import Config
 from raft.errors import RaftError
@@ -173,6 +174,7 @@ class Node:
         )
         hooks.on_durable = self._note_durable
         hooks.on_fatal = self._fail
+        store.on_compacted(self._note_compaction_finished)
         self.wal.on_sync = metrics.wal_fsync_seconds.observe
 
     @classmethod
@@ -244,22 +246,31 @@ class Node:
         """Return the error that stopped this member, when one does."""
         return await asyncio.shield(self._failed)
 
-    async def stop(self) -> None:
-        """Stop in an orderly way; safe after a failure, too."""
+    async def retire(self) -> None:
+        """The first part of an orderly stop: hand leadership over, then answer whoever waits with `server stopped`."""
         if not self._failed.done():
             await self._hand_over()
+        self.proposals.stop()
+        self.reads.stop()
+
+    async def stop(self) -> None:
+        """Stop what runs and close what is open; safe after a failure, too."""
         self.driver.stop()
         self.proposals.stop()
         self.reads.stop()
         self._apply_queue.stop()
-        await self.transport.stop()
-        await self._append_queue.wait_idle()
-        await self.releaser.wait_idle()
-        await self.store.close()
+        async with AsyncExitStack() as last_first:  # each step runs, whatever the others raise
+            last_first.callback(self._directory.close)
+            last_first.callback(self._snapshot_executor.shutdown)
+            last_first.push_async_callback(self._worker.stop)
+            last_first.push_async_callback(self._close_wal)
+            last_first.push_async_callback(self.store.close)
+            last_first.push_async_callback(self.releaser.wait_idle)
+            last_first.push_async_callback(self._append_queue.wait_idle)
+            last_first.push_async_callback(self.transport.stop)
+
+    async def _close_wal(self) -> None:
         await self._worker.run(self.wal.close)
-        await self._worker.stop()
-        self._snapshot_executor.shutdown()
-        self._directory.close()
 
     # --- parts ---------------------------------------------------------------------------------------------------------------------------
 
@@ -355,8 +366,13 @@ class Node:
         """A member says what can't be: it has lost or made up entries, or this one has. Raft ignored it; an operator should look."""
         self._log.warning("refused a raft message", sender=f"{message.from_:x}", type=message.type.name, reason=str(error))
 
-    def _note_compacted(self, decision: Decision, dropped: int) -> None:
+    def _note_compaction_finished(self, revision: Revision) -> None:
+        self._log.info("finished scheduled compaction", compact_revision=revision)
+
+    def _note_compacted(self, decision: Decision, dropped: int, took_s: float) -> None:
         self.metrics.log_window_compactions[decision.reason.value] += 1
+        self.metrics.log_window_compaction_seconds.observe(took_s)
+        self.metrics.log_window_pins_expired.value = self.book.pins_expired
         self.releaser.consider()
 
     def _note_membership(self, membership: Membership) -> None:
@@ -405,7 +421,7 @@ class Node:
         candidates = [
             (progress.match_index, peer)
             for peer, progress, is_learner in self.driver.raw.progress()
-            if peer != self.member_id and not is_learner and peer in present
+            if peer in present and not is_learner and peer in self.transport.peers and self.transport.stats(peer).is_connected
         ]
         if not candidates:
             return

@@ -7,6 +7,7 @@ release is under way at a time, and at most one begins every `INTERVAL_S`. What 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
@@ -48,6 +49,7 @@ class WalReleaser:
         self._loop = asyncio.get_running_loop()
         self._running: asyncio.Future[tuple[Index, int]] | None = None
         self._next_s = 0.0
+        self._retry: asyncio.TimerHandle | None = None
         self._released_through = Index(0)
         self.wal_first_index = wal.first_index
         self.wal_bytes = sum(segment.size_bytes for segment in wal.segments())
@@ -56,6 +58,8 @@ class WalReleaser:
         """Release what may go, unless that was just done."""
         now_s = self._loop.time()
         if self._running is not None or now_s < self._next_s:
+            if self._retry is None and self._next_s != math.inf:
+                self._retry = self._loop.call_later(INTERVAL_S, self._consider_again)
             return
         window_first, durable, committed = self._limits()
         index = Index(min(window_first - 1, durable, committed))
@@ -66,8 +70,15 @@ class WalReleaser:
         self._running = self._worker.run(partial(self._release, index))
         self._running.add_done_callback(self._finish)
 
+    def _consider_again(self) -> None:
+        self._retry = None
+        self.consider()
+
     async def wait_idle(self) -> None:
-        """Return when no release is under way (before the files are closed)."""
+        """Return when no release is under way, and begin none any more (before the files are closed)."""
+        self._next_s = math.inf
+        if self._retry is not None:
+            self._retry.cancel()
         while self._running is not None:
             await asyncio.wait([self._running])
 

@@ -111,6 +111,7 @@ class NodeStatus:
                     lag_entries=0 if tracked is None else max(0, node.driver.raw.last_index - tracked.match_index),
                     lag_bytes=0 if tracked is None else node.window.bytes_after(tracked.match_index),
                     contact_age_s=None if math.isinf(age_s) else age_s,
+                    round_trips=link.round_trips,
                     sent_bytes=link.sent_bytes,
                     received_bytes=link.received_bytes,
                     sent_failures=link.dropped_messages,

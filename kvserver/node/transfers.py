@@ -5,20 +5,22 @@ Purpose: the steps between raft's MsgSnap and the streams of `peer` and the file
 Rules
 - Sending: one transfer per peer; its position is pinned in the window from the moment it is wanted, and raft hears of its end exactly once.
 - Receiving: the file is whole and durable before raft sees the message; a file that raft does not want is removed.
-- Installing, in this order: everything committed before is applied; the WAL's marker (with hard state) is durable; the store is swapped;
-  the window begins behind the snapshot. A crash after the marker is finished at the next start (`bootstrap`), a crash before it leaves a
-  file that is removed.
+- Installing, in this order: the file proves to be an intact store; everything committed before is applied; the WAL's marker (with hard
+  state) is durable; the store is swapped; the window begins behind the snapshot. A crash after the marker is finished at the next start
+  (`bootstrap`), a crash before it leaves a file that is removed.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from kvserver.errors import FatalError
+from kvserver.apply import inspect
+from kvserver.errors import FatalError, KvError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node.apply_queue import ApplyQueue
@@ -65,6 +67,7 @@ class Installer:
         assert message.snapshot is not None
         metadata = message.snapshot.metadata
         received = self._find(metadata.index, metadata.term)
+        await self._check(received, metadata.index)
         await self.apply_queue.wait_idle()
         marker = Marker(metadata.index, metadata.term)
         await self.worker.run(partial(self.wal.save_marker, marker, hard_state))
@@ -74,6 +77,10 @@ class Installer:
         self.log.info("applied snapshot", index=metadata.index, term=metadata.term)
         self.on_installed(metadata)
         self._remove_up_to(metadata.index)
+
+    async def _check(self, received: Path, index: Index) -> None:
+        """Look into the file before the marker commits this member to it; a damaged one is removed, and the next start asks for another."""
+        await asyncio.to_thread(_check_content, received, index)
 
     def _find(self, index: Index, term: Term) -> Path:
         for found in list_received(self.directory):
@@ -86,3 +93,15 @@ class Installer:
         for found in list_received(self.directory):
             if found.index <= index:
                 found.path.unlink()
+
+
+def _check_content(received: Path, index: Index) -> None:
+    """Raise KvError, and remove the file, unless it is an intact store at `index`. Blocking."""
+    try:
+        found = inspect(received)
+    except KvError:
+        received.unlink()
+        raise
+    if found.index != index:
+        received.unlink()
+        raise FatalError(f"the snapshot at index {index} holds a store at index {found.index}: it was removed; start this member again")

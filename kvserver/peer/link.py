@@ -25,6 +25,7 @@ from typing import Final
 
 from kvserver.config.urls import Url
 from kvserver.logs import Logger
+from kvserver.metrics import ROUND_TRIP_BUCKETS_S, LatencyHistogram
 from kvserver.peer.connection import WRITE_HIGH_WATER_BYTES, FrameConnection
 from kvserver.peer.dial import Backoff, dial
 from kvserver.peer.errors import (
@@ -79,6 +80,7 @@ class PeerLink:
         self.sent_bytes = 0
         self.connected_since_s: float | None = None
         self.rtt_s: float | None = None
+        self.round_trips = LatencyHistogram(ROUND_TRIP_BUCKETS_S)
         self._urls = tuple(urls)
         self._identity = identity
         self._options = options
@@ -204,6 +206,7 @@ class PeerLink:
         if not 0 <= now_s - sent_s <= now_s - (self.connected_since_s or now_s):
             raise FrameError("a PONG answers a ping that was not sent")
         rtt_s = now_s - sent_s
+        self.round_trips.observe(rtt_s)
         self.rtt_s = rtt_s if self.rtt_s is None else self.rtt_s + _RTT_WEIGHT * (rtt_s - self.rtt_s)
         self._alive_s = now_s
 

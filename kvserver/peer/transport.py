@@ -30,6 +30,7 @@ from typing import Protocol
 
 from kvserver.config.urls import Url, parse_url
 from kvserver.logs import Logger
+from kvserver.metrics import LatencyHistogram
 from kvserver.peer.answers import AnswerDesk
 from kvserver.peer.codec import NO_FLOOR, encode_message
 from kvserver.peer.connection import FrameConnection
@@ -98,6 +99,7 @@ class PeerStats:
     sent_bytes: int
     received_bytes: int
     rtt_s: float | None
+    round_trips: LatencyHistogram
     dropped_messages: int
     remote: RemoteIdentity | None
     outstanding_requests: int
@@ -288,6 +290,7 @@ class Transport:
             sent_bytes=link.sent_bytes,
             received_bytes=peer.received_bytes,
             rtt_s=link.rtt_s,
+            round_trips=link.round_trips,
             dropped_messages=link.dropped_frames,
             remote=peer.remote,
             outstanding_requests=link.outstanding_requests,

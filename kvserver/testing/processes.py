@@ -137,7 +137,8 @@ class NodeProcess:
         became_ready = self._log.ready.wait(timeout_s)
         if not became_ready or self._log.ended.is_set():
             tail = self.log_path.read_text(errors="replace").splitlines()[-8:]
-            raise NodeStartError(f"{self.name} is not ready after {timeout_s} s:\n" + "\n".join(tail))
+            what = f"is not ready after {timeout_s} s" if not became_ready else "ended before it was ready"
+            raise NodeStartError(f"{self.name} {what}:\n" + "\n".join(tail))
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process (SIGSTOP and SIGCONT for a stalled member)."""
@@ -259,7 +260,13 @@ class ProcessCluster:
             LookupError: none says so.
         """
         for node in self.nodes:
-            if node.is_running and node.metrics().get("etcd_server_is_leader") == 1.0:
+            if not node.is_running:
+                continue
+            try:
+                leads = node.metrics().get("etcd_server_is_leader") == 1.0
+            except OSError:
+                continue  # starting, or stopped by a signal: it can't say
+            if leads:
                 return node
         raise LookupError("no member leads")
 

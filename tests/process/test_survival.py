@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import pytest
@@ -108,6 +109,34 @@ def test_an_idle_cluster_frees_its_window_once_the_follower_is_back(make_cluster
         assert node.metrics()["kvserver_log_window_entries"] < 100 + 8, node.name
 
 
+def test_a_leader_hands_over_on_sigterm_and_writes_hardly_pause(make_cluster) -> None:
+    cluster = make_cluster()
+    cluster.start()
+    with AcknowledgedWriters([node.endpoint for node in cluster.nodes], prefix=b"handover/") as writers:
+        assert writers.wait_more(100, timeout_s=30)
+        leader = cluster.leader()
+        began_s = time.monotonic()
+        assert leader.stop() == 0
+        assert time.monotonic() - began_s < 3.0
+        assert writers.wait_more(100, timeout_s=30)
+        pause_s = writers.longest_gap_s(began_s)
+        assert leader.log_events("leadership transfer finished")
+        leader.start()
+    assert pause_s < 1.0, "an election time-out passed: leadership was not handed over"
+    assert_equal_everywhere(cluster, b"handover/", writers)
+
+
+def test_a_member_whose_directory_was_wiped_may_not_come_back_under_its_old_id(make_cluster) -> None:
+    cluster = make_cluster()
+    cluster.start()
+    victim = follower_of(cluster)
+    victim.kill()
+    shutil.rmtree(victim.data_dir)
+    victim.start(wait_ready=False)
+    assert victim.wait_ended(timeout_s=20) == 1
+    assert "has already been bootstrapped" in victim.log_path.read_text()
+
+
 def put_megabytes(endpoint: str, count: int) -> None:
     calls = KvCalls(endpoint)
     try:
@@ -124,16 +153,16 @@ class PeakMemory:
         import threading
 
         self.peaks = dict.fromkeys((node.name for node in nodes), 0)
+        self.samples = 0
         self._nodes = nodes
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample)
 
     def _sample(self) -> None:
-        while True:
+        while not self._done.wait(0.02):
             for node in self._nodes:
                 self.peaks[node.name] = max(self.peaks[node.name], node.anonymous_bytes())
-            if self._done.wait(0.02):
-                return
+            self.samples += 1
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()
@@ -142,6 +171,8 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        assert self.samples > 50, "memory was hardly sampled"
+        assert min(self.peaks.values()) > 10_000_000, self.peaks
 
 
 def test_a_thousand_puts_of_one_megabyte_keep_a_single_node_below_150_mb(make_cluster) -> None:

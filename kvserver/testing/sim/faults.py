@@ -17,6 +17,7 @@ from raft.types import NodeId
 
 _MAX_DOWN_US: Final = 60 * US_PER_S
 _MAX_CUT_US: Final = 40 * US_PER_S
+_MIN_ISOLATION_US: Final = 12 * US_PER_S
 _MAX_STALL_US: Final = 20 * US_PER_S
 _LEADER_FIRST: Final = 0.4
 
@@ -89,10 +90,10 @@ class Faults:
         self._kernel.note(f"isolates {leader.id}")
         self._network.cut((leader.id, node) for node in others)
         self._network.cut((node, leader.id) for node in others)
-        self._mend_later()
+        self._mend_later(_MIN_ISOLATION_US)
 
-    def _mend_later(self) -> None:
-        self._kernel.after(self._kernel.between(US_PER_S, _MAX_CUT_US), self._mend)
+    def _mend_later(self, least_us: int = US_PER_S) -> None:
+        self._kernel.after(self._kernel.between(least_us, _MAX_CUT_US), self._mend)
 
     def _mend(self) -> None:
         self._kernel.note("mends all cuts")

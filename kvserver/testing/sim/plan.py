@@ -144,7 +144,7 @@ def _draw_faults(rng: Random, theme: str) -> FaultPlan:
     if theme == "members":
         return FaultPlan(every_us=4 * US_PER_S, crash=3, cut=1, partition=3, isolate=3, stall=1, campaign=4, forget=0)
     if theme == "rivals":
-        return FaultPlan(every_us=6 * US_PER_S, crash=1, cut=0, partition=2, isolate=6, stall=2, campaign=1, forget=0)
+        return FaultPlan(every_us=15 * US_PER_S, crash=1, cut=0, partition=0, isolate=6, stall=2, campaign=0, forget=0)
     return FaultPlan(
         every_us=every_us,
         crash=rng.choice((0, 4, 8)),

@@ -361,7 +361,7 @@ class World:
         if min(member.raw.applied_index, member.disk.committed.index) < last:
             return f"{member.id} has applied {member.raw.applied_index}, durably {member.disk.committed.index}, of {last}"
         window = member.window
-        if member.book.pins:
+        if member is leader and member.book.pins:
             return f"{member.id} still pins {sorted(member.book.pins.items())}"
         if window.entry_count > 2 * SLACK_ENTRIES or window.size_bytes > 2 * SLACK_BYTES:
             return f"{member.id} still holds {window.entry_count} entries, {window.size_bytes} bytes"
