@@ -16,22 +16,20 @@ import pytest
 import kvserver.testing.sim.member as shell
 import raft.core
 import raft.election
+import raft.follower
 import raft.leader
 import raft.quorum
-import raft.replication
 from kvserver.node.compaction import PeerClaim, Situation, WindowLimits, decide
 from kvserver.node.log_window import LogWindow
 from kvserver.testing.sim.disk import SimWal, StoreState
 from raft.inflights import Inflights
 from raft.log import RaftLog
 from raft.messages import Message, MessageType
-from raft.progress import Progress
-from raft.quorum import JointVoters
 from raft.raw_node import RawNode
 from raft.ready import StateType
 from raft.state import RaftState
 from raft.tracker import Tracker
-from raft.types import NO_NODE, Entry, Index, NodeId, Snapshot, Term
+from raft.types import NO_NODE, Entry, Index, Snapshot, Term
 from raft.unstable import Unstable
 
 Patch = pytest.MonkeyPatch
@@ -117,10 +115,6 @@ def _vote_before_durable(patch: Patch) -> None:
     _sent_early(patch, MessageType.VOTE_RESP)
 
 
-def _joint_vote_by_one_half(patch: Patch) -> None:
-    patch.setattr(JointVoters, "vote_result", lambda self, votes: raft.quorum.majority_vote_result(self.incoming, votes))
-
-
 # --- replication and commit ---------------------------------------------------------------------------------------------------------------
 
 
@@ -165,18 +159,6 @@ def _learners_counted(patch: Patch) -> None:
     patch.setattr(Tracker, "committed_index", lambda self: raft.quorum.majority_index([p.match_index for p in self.progress.values()]))
 
 
-def _commit_beyond_match(patch: Patch) -> None:
-    original = RaftLog.maybe_append
-
-    def greedy(self: RaftLog, prev_index: Index, prev_term: Term, commit: Index, entries: Any) -> Index | None:
-        last_new = original(self, prev_index, prev_term, commit, entries)
-        if last_new is not None:
-            self.commit_to(Index(min(commit, self.last_index)))
-        return last_new
-
-    patch.setattr(RaftLog, "maybe_append", greedy)
-
-
 def _heartbeat_commit_unbounded(patch: Patch) -> None:
     original = RaftState.send
 
@@ -219,17 +201,6 @@ def _window_of_flow_never_frees(patch: Patch) -> None:
     patch.setattr(Inflights, "free_through", lambda self, index: None)
 
 
-def _match_by_rejection(patch: Patch) -> None:
-    original = Progress.maybe_decrease
-
-    def believing(self: Progress, rejected: Index, match_hint: Index) -> bool:
-        decreased = original(self, rejected, match_hint)
-        self.match_index = max(self.match_index, Index(min(match_hint, self.next_index - 1)))
-        return decreased
-
-    patch.setattr(Progress, "maybe_decrease", believing)
-
-
 # --- configurations, reads, transfers, snapshots ----------------------------------------------------------------------------------------
 
 
@@ -266,12 +237,6 @@ def _transfer_without_deadline(patch: Patch) -> None:
 
 
 def _old_snapshot_accepted(patch: Patch) -> None:
-    original = RaftState.send
-
-    def eager(self: RaftState, message: Message) -> None:
-        original(self, message)
-
-    patch.setattr(RaftState, "send", eager)
     restore = raft.follower._restore
 
     def careless(r: RaftState, snapshot: Snapshot, position: str) -> bool:
@@ -340,20 +305,6 @@ def _previous_term_not_kept(patch: Patch) -> None:
     patch.setattr(LogWindow, "compact", forgetful)
 
 
-def _floor_stale_after_install(patch: Patch) -> None:
-    original = shell.Member._compact
-    floors: dict[int, Index] = {}
-
-    def noting(self: Any) -> None:
-        before = self.window.first_index()
-        original(self)
-        if self.window.first_index() != before:
-            floors[id(self)] = Index(self.window.first_index() - 1)
-
-    patch.setattr(shell.Member, "_compact", noting)
-    patch.setattr(shell.Member, "floor", property(lambda self: floors.get(id(self), Index(0))))
-
-
 def _byte_account_drifts(patch: Patch) -> None:
     original = LogWindow._truncate
 
@@ -382,18 +333,6 @@ def _commits_of_one_term_only(patch: Patch) -> None:
     patch.setattr(raft.leader, "append", stingy)
 
 
-def _unknown_leader(patch: Patch) -> None:
-    """A follower takes its leader from whoever sends anything."""
-    original = raft.core.step
-
-    def gullible(r: RaftState, message: Message) -> None:
-        original(r, message)
-        if message.type is MessageType.APP_RESP and r.state is StateType.FOLLOWER and message.from_ != r.id:
-            r.lead = NodeId(message.from_)
-
-    patch.setattr(raft.core, "step", gullible)
-
-
 PLANTED = (
     Planted("votes are counted twice", _votes_twice, SAFETY, 20),
     Planted("the candidate's log is not compared", _log_check_ignored, SAFETY, 60),
@@ -401,19 +340,16 @@ PLANTED = (
     Planted("the vote is lost at a restart", _vote_lost_at_restart, ("election safety", "WAL rules"), 100),
     Planted("the term is lost at a restart", _term_lost_at_restart, ANY, 100),
     Planted("a vote leaves before it is durable", _vote_before_durable, ("durability",), 10),
-    Planted("a joint election is won by one half", _joint_vote_by_one_half, SAFETY, 400, is_slow=True),
     Planted("entries of an older term commit by counting", _old_term_by_counting, ("commit rule",), 40),
     Planted("a follower acknowledges before it is durable", _acknowledged_before_durable, ("durability",), 10),
     Planted("the leader counts itself before it is durable", _leader_counts_itself_early, ("commit rule", "durability"), 20),
     Planted("entries are applied before they are durable", _applied_before_durable, ("durability", "no error"), 20),
     Planted("a joint commit counts one half", _joint_commit_by_one_half, ("commit rule",), 60),
     Planted("learners count for the commit", _learners_counted, ("commit rule",), 40),
-    Planted("a follower commits what it did not compare", _commit_beyond_match, (*SAFETY, "no error"), 100),
     Planted("heartbeats carry a commit index beyond the match", _heartbeat_commit_unbounded, ("no error", *SAFETY), 20),
     Planted("the window keeps an overwritten tail", _tail_not_truncated, (*SAFETY, "no error", "previous term"), 100),
     Planted("a write of an earlier term counts as durable", _stale_write_counts, (*SAFETY, "no error"), 400, is_slow=True),
     Planted("the flow window never frees", _window_of_flow_never_frees, ("progress",), 20),
-    Planted("a rejection's hint is taken for a match", _match_by_rejection, (*SAFETY, "no error"), 60),
     Planted("a second configuration change is let in", _pending_change_ignored, ANY, 400, is_slow=True),
     Planted("a read is answered without a quorum", _read_without_quorum, ("linearizable reads",), 200),
     Planted("a read is answered before the term's first commit", _read_before_first_commit, ("linearizable reads",), 200),
@@ -427,7 +363,6 @@ PLANTED = (
     Planted("compaction passes what is durable", _compaction_beyond_durable, ("compaction safety", "no error"), 20),
     Planted("the window's caps are ignored", _caps_ignored, ("window bound",), 20),
     Planted("the term before the window is not kept", _previous_term_not_kept, ("previous term",), 20),
-    Planted("the floor is stale after a snapshot", _floor_stale_after_install, ("progress",), 400, is_slow=True),
     Planted("the window's byte account drifts", _byte_account_drifts, ("progress", "window bound"), 200),
     Planted("pins never end", _pins_never_end, ("progress", "window bound"), 200),
 )

@@ -18,6 +18,7 @@ from raft.types import NodeId
 _MAX_DOWN_US: Final = 60 * US_PER_S
 _MAX_CUT_US: Final = 40 * US_PER_S
 _MIN_ISOLATION_US: Final = 12 * US_PER_S
+_SLEEPS_ISOLATED: Final = 0.6
 _MAX_STALL_US: Final = 20 * US_PER_S
 _LEADER_FIRST: Final = 0.4
 
@@ -84,16 +85,19 @@ class Faults:
         self._mend_later()
 
     def _isolate(self, member: Member) -> None:
-        """Cut off whoever believes to lead, from everybody."""
+        """Cut off whoever believes to lead, from everybody, and often let it sleep over the election of another."""
         leader = self._members.get(member.raw.leader_id, member)
         others = [node for node in self._operator.known_ids if node != leader.id]
         self._kernel.note(f"isolates {leader.id}")
         self._network.cut((leader.id, node) for node in others)
         self._network.cut((node, leader.id) for node in others)
-        self._mend_later(_MIN_ISOLATION_US)
+        duration_us = self._kernel.between(_MIN_ISOLATION_US, _MAX_CUT_US)
+        if self._kernel.rng.random() < _SLEEPS_ISOLATED:
+            leader.stall(duration_us * 2 // 3)
+        self._kernel.after(duration_us, self._mend)
 
-    def _mend_later(self, least_us: int = US_PER_S) -> None:
-        self._kernel.after(self._kernel.between(least_us, _MAX_CUT_US), self._mend)
+    def _mend_later(self) -> None:
+        self._kernel.after(self._kernel.between(US_PER_S, _MAX_CUT_US), self._mend)
 
     def _mend(self) -> None:
         self._kernel.note("mends all cuts")
