@@ -334,7 +334,7 @@ def _commits_of_one_term_only(patch: Patch) -> None:
 
 
 PLANTED = (
-    Planted("votes are counted twice", _votes_twice, SAFETY, 20),
+    Planted("votes are counted twice", _votes_twice, SAFETY, 60),
     Planted("the candidate's log is not compared", _log_check_ignored, SAFETY, 60),
     Planted("a member votes for anybody who asks", _votes_for_anybody, ("election safety",), 40),
     Planted("the vote is lost at a restart", _vote_lost_at_restart, ("election safety", "WAL rules"), 100),
@@ -344,16 +344,16 @@ PLANTED = (
     Planted("a follower acknowledges before it is durable", _acknowledged_before_durable, ("durability",), 10),
     Planted("the leader counts itself before it is durable", _leader_counts_itself_early, ("commit rule", "durability"), 20),
     Planted("entries are applied before they are durable", _applied_before_durable, ("durability", "no error"), 20),
-    Planted("a joint commit counts one half", _joint_commit_by_one_half, ("commit rule",), 60),
+    Planted("a joint commit counts one half", _joint_commit_by_one_half, ("commit rule",), 400, is_slow=True),
     Planted("learners count for the commit", _learners_counted, ("commit rule",), 40),
     Planted("heartbeats carry a commit index beyond the match", _heartbeat_commit_unbounded, ("no error", *SAFETY), 20),
     Planted("the window keeps an overwritten tail", _tail_not_truncated, (*SAFETY, "no error", "previous term"), 100),
     Planted("a write of an earlier term counts as durable", _stale_write_counts, (*SAFETY, "no error"), 400, is_slow=True),
     Planted("the flow window never frees", _window_of_flow_never_frees, ("progress",), 20),
     Planted("a second configuration change is let in", _pending_change_ignored, ANY, 400, is_slow=True),
-    Planted("a read is answered without a quorum", _read_without_quorum, ("linearizable reads",), 200),
+    Planted("a read is answered without a quorum", _read_without_quorum, ("linearizable reads",), 400, is_slow=True),
     Planted("a read is answered before the term's first commit", _read_before_first_commit, ("linearizable reads",), 200),
-    Planted("a transfer has no deadline", _transfer_without_deadline, ("progress",), 100),
+    Planted("a transfer has no deadline", _transfer_without_deadline, ("progress",), 400, is_slow=True),
     Planted("a snapshot below the commit index is accepted", _old_snapshot_accepted, ANY, 40),
     Planted("a snapshot carries another term", _snapshot_of_another_term, ANY, 20),
     Planted("a snapshot's outcome is not reported", _snapshot_outcome_unreported, ("progress",), 60),

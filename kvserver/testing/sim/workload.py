@@ -32,6 +32,7 @@ KEYS: Final = 8
 _MAX_EXTRA_MEMBERS: Final = 2
 _SINGLE_AS_V1: Final = 0.5
 _READS_AT_NEW_LEADER: Final = 0.2
+_READS_AT_DEPOSED_LEADER: Final = 0.5
 
 
 @dataclass(eq=False, slots=True)
@@ -75,12 +76,16 @@ class Workload:
 
     def act(self) -> None:
         """One random action at one random member."""
+        rng = self._kernel.rng
         running = [member for member in self._members.values() if not member.is_stalled]
-        if running:
-            rng = self._kernel.rng
-            leaders = [member for member in running if member.raw.is_leader]
-            member = rng.choice(leaders) if leaders and rng.random() < self._rivals else rng.choice(running)
-            self._kernel.rng.choices(self._actions, self._weights)[0](member)
+        if not running:
+            return
+        leaders = [member for member in running if member.raw.is_leader]
+        if len(leaders) > 1 and rng.random() < _READS_AT_DEPOSED_LEADER:
+            self.read(min(leaders, key=lambda member: member.raw.term))
+            return
+        member = rng.choice(leaders) if leaders and rng.random() < self._rivals else rng.choice(running)
+        rng.choices(self._actions, self._weights)[0](member)
 
     def stopped(self, member: Member) -> None:
         """A life ended: nobody waits for its answers any more."""
