@@ -192,8 +192,10 @@ class SafetyChecks:
         """A message leaves a member."""
         kind = message.type
         if kind is MessageType.APP_RESP:
-            if not message.reject and message.index > member.wal.durable.last_index:
-                text = f"{member.id} acknowledges {message.index}, its disk holds {member.wal.durable.last_index}"
+            durable = member.wal.durable
+            # Once a later term is on disk, what was taken in an earlier one may have been overwritten: then it can't have been committed.
+            if not message.reject and message.index > durable.last_index and durable.hard_state.term <= message.term:
+                text = f"{member.id} acknowledges {message.index}, its disk holds {durable.last_index}"
                 raise ViolationError("durability", text)
         elif kind is MessageType.VOTE_RESP and not message.reject:
             held = member.wal.durable.hard_state
