@@ -124,7 +124,6 @@ class Driver:
         self._leader = NO_NODE
         self._role_since_s = self._loop.time()
         self._leader_floor: Index | None = None
-        self._floor = Index(window.first_index() - 1)
         self._applied_index = raw.applied_index
         self._applied_term = Term(0)
 
@@ -258,7 +257,7 @@ class Driver:
             else:
                 outgoing.append(response)
         if outgoing:
-            self._outbox.send(outgoing, self._floor)
+            self._outbox.send(outgoing, Index(self._window.first_index() - 1))
         self.wake()
 
     def note_applied(self, index: Index, term: Term) -> None:
@@ -371,12 +370,18 @@ class Driver:
             elif message.to == LOCAL_APPLY_THREAD:
                 self._apply.submit(message)
             elif message.type is MessageType.SNAP:
-                if self._hooks.on_snapshot_wanted(message):  # otherwise a stream is under way, whose pin must not move
-                    self._peers.pin(message.to, self._durability.durable_index)
+                self._want_snapshot(message)
             else:
                 outgoing.append(message)
         if outgoing:
-            self._outbox.send(outgoing, self._floor)
+            self._outbox.send(outgoing, Index(self._window.first_index() - 1))
+
+    def _want_snapshot(self, message: Message) -> None:
+        """Begin the transfer and pin its position, unless leadership was lost within this very turn."""
+        if not self._raw.is_leader:
+            self._raw.report_snapshot(message.to, False)
+        elif self._hooks.on_snapshot_wanted(message):  # otherwise a stream is under way, whose pin must not move
+            self._peers.pin(message.to, self._durability.durable_index)
 
     def _note_leader(self, leader: NodeId) -> None:
         previous, self._leader = self._leader, leader
@@ -411,7 +416,6 @@ class Driver:
         if decision is not None:
             began_s = perf_counter()
             dropped = window.compact(decision.index)
-            self._floor = Index(window.first_index() - 1)
             self._hooks.on_compacted(decision, dropped, perf_counter() - began_s)
 
     def _release_waiters(self) -> None:

@@ -66,6 +66,7 @@ class Bench:
         self.durable_index = Index(0)
         self.window = LogWindow(hard_state=HardState(), conf_state=conf_state, durable=lambda: (self.durable_index, conf_state))
         self.sent: list[Message] = []
+        self.floors: list[int] = []
         self.fatal: list[Exception] = []
         self.invalid: list[Exception] = []
         self.compacted: list[int] = []
@@ -105,6 +106,7 @@ class Bench:
 
     def send(self, messages: Any, floor: Index) -> None:
         self.sent.extend(messages)
+        self.floors.append(floor)
 
     def want_snapshot(self, message: Message) -> bool:
         self.snapshots.append(message)
@@ -207,6 +209,16 @@ async def test_a_wanted_snapshot_pins_its_position_unless_a_stream_is_under_way(
     assert bench.book.pins == {}
     assert bench.fatal == []
     driver.stop()
+
+
+async def test_the_floor_that_rides_with_messages_follows_an_installed_snapshot() -> None:
+    bench = Bench(voters=2)
+    bench.window.reset(Index(500), Term(1))
+    bench.driver.campaign()
+    await settle()
+    assert bench.floors
+    assert set(bench.floors) == {500}
+    bench.driver.stop()
 
 
 async def test_a_single_node_compacts_to_the_slack(leader: Bench) -> None:
