@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from random import Random
+from random import Random, SystemRandom
 
 import pytest
 
@@ -18,6 +18,7 @@ from kvserver.testing.sim.kernel import Kernel, Trace, ViolationError
 from raft.types import Entry, HardState, Index, NodeId, Term
 
 CI_SEEDS = 40
+FRESH_SEEDS = 5
 SLOW_SEEDS = 2000
 STRANDED_PER_SEED = 1 / 200
 """How often the known limit of membership changes (docs/architecture/simulator.md) may end a run early."""
@@ -52,6 +53,13 @@ def test_keeps_every_promise_and_exercises_everything() -> None:
     missing = {what: counts[what] for what, count in least.items() if counts[what] < count}
     assert not missing, missing
     assert counts["stranded by a membership change"] <= 1
+
+
+def test_keeps_every_promise_with_fresh_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    first = SystemRandom().randrange(10**6, 10**9)
+    with capsys.disabled():
+        print(f"\nsimulator: fresh seeds {first}..{first + FRESH_SEEDS - 1}")
+    run_all(range(first, first + FRESH_SEEDS), 1000)
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 7])
