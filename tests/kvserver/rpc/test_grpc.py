@@ -67,7 +67,7 @@ async def test_a_handler_sees_metadata_peer_deadline_and_size(serve: Any) -> Non
     metadata, peer, deadline_s, cancelled, size = seen[0]
     assert (metadata["hasleader"], metadata["x-bin"]) == ("true", b"\xff")
     assert peer.startswith("ipv4:127.0.0.1:")
-    assert 3 < deadline_s - monotonic() <= 5
+    assert 3 < deadline_s - monotonic() < 6  # grpc rounds the timeout up on the wire
     assert (cancelled, size) == (False, len(request))
     assert seen[1][2] is None
 
