@@ -15,20 +15,26 @@ pytestmark = pytest.mark.process
 
 
 async def test_killed_writer_loses_nothing_durable_and_keeps_data_and_index_together(tmp_path: Path) -> None:
+    for marks_before_the_kill in (1, 2, 5, 11, 23):
+        durable = run_and_kill(tmp_path / "db", marks_before_the_kill)
+        await check(tmp_path / "db", durable)
+
+
+def run_and_kill(path: Path, marks_before_the_kill: int) -> int:
+    """Let the writer write until it has reported so many durable marks, kill it, and return the last mark that it reported."""
     program = Path(__file__).with_name("writer_until_killed.py")
     root = Path(__file__).parents[3]
-    for marks_before_the_kill in (1, 2, 5, 11, 23):
-        process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs on this loop
-            [sys.executable, str(program), str(tmp_path / "db")], cwd=root, env={"PYTHONPATH": str(root)}, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        with process.stdout:
+    environment = {"PYTHONPATH": str(root)}
+    with subprocess.Popen([sys.executable, str(program), str(path)], cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            durable = 0
             for _ in range(marks_before_the_kill):
                 durable = int(process.stdout.readline())
             process.kill()
-            durable = max([durable, *map(int, process.stdout.read().split())])
-        process.wait()
-        await check(tmp_path / "db", durable)
+            return max([durable, *map(int, process.stdout.read().split())])
+        finally:
+            process.kill()  # also when the test is cut short
 
 
 async def check(path: Path, durable: int) -> None:

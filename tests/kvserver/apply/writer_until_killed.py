@@ -31,6 +31,8 @@ async def main(path: Path) -> None:
             kind, payload = CommandKind.COMPACT, CompactionRequest(revision=store.current_revision).SerializeToString()
         else:
             kind, payload = CommandKind.PUT, PutRequest(key=b"k%d" % (index % 50), value=b"%d" % index).SerializeToString()
+        if not store.has_room:  # as the node does: without it the batches would grow for as long as the disk is slower than the writer
+            await store.wait_room()
         applier.apply_entry(index, Term(3), encode(kind, ProposalId(NodeId(1), 1, index), payload))
         await asyncio.sleep(0)
 
