@@ -154,7 +154,8 @@ def decode_segment_header(payload: bytes) -> SegmentHeader:
 
 
 def _pack(*numbers: int) -> bytes:
-    packed: bytes = msgpack.packb(numbers)
+    # Not packb: its buffer of 256 KiB would be mapped and unmapped for every save.
+    packed: bytes = msgpack.Packer(buf_size=MAX_METADATA_PAYLOAD_BYTES).pack(numbers)
     return packed
 
 

@@ -48,6 +48,7 @@ class ApplyQueue:
         self._queue: deque[Message] = deque()
         self._position = 0  # of the next entry within the first queued message
         self._scheduled = False
+        self._is_running = False
         self._waiting: asyncio.Task[None] | None = None
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._stopped = False
@@ -63,9 +64,9 @@ class ApplyQueue:
         return sum(len(entry.data) for message in self._queue for entry in message.entries)
 
     def submit(self, message: Message) -> None:
-        """Queue a MsgStorageApply; applied at once when nothing is ahead of it."""
+        """Queue a MsgStorageApply; applied at once when nothing is ahead of it. May be called from within `on_applied`."""
         self._queue.append(message)
-        if not self._scheduled and self._waiting is None:
+        if not self._is_running and not self._scheduled and self._waiting is None:
             self._run()
 
     async def wait_idle(self) -> None:
@@ -86,12 +87,15 @@ class ApplyQueue:
         self._scheduled = False
         if self._stopped:
             return
+        self._is_running = True
         try:
             self._run_slice()
         except Exception as failure:  # noqa: BLE001 - apply is deterministic: what fails here must not be skipped, the node stops
             self._stopped = True
             self._release_idle_waiters()
             self._on_fatal(failure)
+        finally:
+            self._is_running = False
 
     def _run_slice(self) -> None:
         until_s = perf_counter() + SLICE_S

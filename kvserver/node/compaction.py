@@ -101,10 +101,13 @@ class Decision:
     reason: Reason
 
 
-def is_within_slack(window: Window, limits: WindowLimits) -> bool:
-    """Nothing can be worth dropping: the whole window is below the slack and the caps. Cheap: asked after every turn."""
+def is_within_slack(window: Window, safe_index: Index, limits: WindowLimits) -> bool:
+    """`decide` would find nothing worth dropping, whatever the peers claim. Cheap: asked after every turn."""
+    droppable = safe_index - window.first_index() + 1
+    if droppable <= 0:
+        return True
     count, size_bytes = window.entry_count, window.size_bytes
-    return count < SLACK_ENTRIES and size_bytes < SLACK_BYTES and count <= limits.max_entries and size_bytes <= limits.max_bytes
+    return droppable < SLACK_ENTRIES and size_bytes < SLACK_BYTES and count <= limits.max_entries and size_bytes <= limits.max_bytes
 
 
 def decide(window: Window, peers: Iterable[PeerClaim], situation: Situation, limits: WindowLimits) -> Decision | None:

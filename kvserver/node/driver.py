@@ -119,6 +119,7 @@ class Driver:
         self._append: AppendQueue | None = None
         self._apply: ApplyQueue | None = None
         self._turn_scheduled = False
+        self._in_turn = False
         self._stopped = False
         self._tick_timer: asyncio.TimerHandle | None = None
         self._leader = NO_NODE
@@ -195,9 +196,13 @@ class Driver:
     # --- inputs --------------------------------------------------------------------------------------------------------------------------
 
     def propose(self, proposal: WaitingProposal) -> None:
-        """Hand the proposal to raft with the next turn, together with all others of this one; while raft takes none it waits here."""
+        """Hand the proposal to raft: now if the disk is idle, else with the next turn, together with all others of this one. While raft
+        takes none it waits here."""
         self._proposals.append(proposal)
-        self.wake()
+        if self._append is not None and self._append.is_idle and not self._turn_scheduled and not self._in_turn:
+            self._run_turn()
+        else:
+            self.wake()
 
     def request_read_index(self, context: bytes) -> None:
         """Ask for the index at which a read with this context is linearizable."""
@@ -258,7 +263,8 @@ class Driver:
                 outgoing.append(response)
         if outgoing:
             self._outbox.send(outgoing, Index(self._window.first_index() - 1))
-        self.wake()
+        if not self._in_turn:  # entries that were applied within a turn are part of it
+            self._run_turn()
 
     def note_applied(self, index: Index, term: Term) -> None:
         """The store holds everything through `index`."""
@@ -277,10 +283,10 @@ class Driver:
         return future
 
     def wake(self) -> None:
-        """Schedule a turn."""
-        if not self._turn_scheduled and not self._stopped:
+        """Schedule a turn, unless one is running: it goes on until there is nothing to do."""
+        if not self._turn_scheduled and not self._in_turn and not self._stopped:
             self._turn_scheduled = True
-            self._loop.call_soon(self._run_turn)
+            self._loop.call_soon(self._run_scheduled_turn)
 
     # --- the turn ------------------------------------------------------------------------------------------------------------------------
 
@@ -306,19 +312,27 @@ class Driver:
         self._proposals = [each for each in self._proposals if each.is_wanted]
         self._enter(self._raw.tick)
 
-    def _run_turn(self) -> None:
+    def _run_scheduled_turn(self) -> None:
         self._turn_scheduled = False
+        self._run_turn()
+
+    def _run_turn(self) -> None:
         if self._stopped:
             return
+        self._in_turn = True
         try:
-            if self._proposals:
-                self._hand_over_proposals()
-            while not self._stopped and self._raw.has_ready():
+            while not self._stopped:
+                if self._proposals:
+                    self._hand_over_proposals()
+                if not self._raw.has_ready():
+                    break
                 self._carry_out(self._raw.ready())
             self._compact()
         except Exception as failure:  # noqa: BLE001 - as in step
             self._fail(failure)
             return
+        finally:
+            self._in_turn = False
         self._release_waiters()
 
     def _hand_over_proposals(self) -> None:
@@ -395,18 +409,18 @@ class Driver:
 
     def _compact(self) -> None:
         """Compact the window as far as everyone allows (log-memory.md, the rule)."""
-        if is_within_slack(self._window, self._limits) and not self._peers.pins:
+        window = self._window
+        safe = min(self._raw.applied_index, self._applied_index, self._durability.durable_index)
+        if is_within_slack(window, safe, self._limits) and not self._peers.pins:
             return
         now_s = self._loop.time()
-        safe = min(self._raw.applied_index, self._applied_index, self._durability.durable_index)
         is_leader = self._raw.is_leader
-        window = self._window
         if is_leader:
             over_cap = window.size_bytes > 2 * self._limits.max_bytes or window.entry_count > 2 * self._limits.max_entries
             self._peers.expire(now_s, over_cap=over_cap, progress=self._raw.progress())
         situation = Situation(
             role=Role.LEADER if is_leader else Role.FOLLOWER,
-            safe_index=Index(safe),
+            safe_index=safe,
             now_s=now_s,
             role_since_s=self._role_since_s,
             leader_floor=self._leader_floor,

@@ -316,17 +316,18 @@ class Member:
 
     def _compact(self) -> None:
         """Compact the window as the driver does, and have the decision checked."""
-        if is_within_slack(self.window, self._limits) and not self.book.pins:
+        raw, window = self.raw, self.window
+        safe = min(raw.applied_index, self.store.applied_index, self.store.durable_index)
+        if is_within_slack(window, safe, self._limits) and not self.book.pins:
             return
         now_s = self.now_s()
-        raw, window, durable = self.raw, self.window, self.store.durable_index
         is_leader = raw.is_leader
         if is_leader:
             over_cap = window.size_bytes > 2 * self._limits.max_bytes or window.entry_count > 2 * self._limits.max_entries
             self.book.expire(now_s, over_cap=over_cap, progress=raw.progress())
         situation = Situation(
             role=Role.LEADER if is_leader else Role.FOLLOWER,
-            safe_index=Index(min(raw.applied_index, self.store.applied_index, durable)),
+            safe_index=safe,
             now_s=now_s,
             role_since_s=self._role_since_s,
             leader_floor=self._leader_floor,
@@ -335,7 +336,7 @@ class Member:
         decision = decide(window, claims, situation, self._limits)
         if decision is None:
             return
-        self._window_checks.check_compaction(decision.index, raw, durable)
+        self._window_checks.check_compaction(decision.index, raw, self.store.durable_index)
         if is_leader:
             self._window_checks.check_served(decision.index, raw, self.book, now_s)
         dropped = window.compact(decision.index)

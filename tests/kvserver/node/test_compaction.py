@@ -163,7 +163,7 @@ def test_decision_invariants(
     factor = 2 if pinned else 1
     cap = window.cap_index(factor * max_entries, factor * max_bytes)
     reached = floor if decision is None else int(decision.index)
-    if is_within_slack(window, limits) and not pinned:
+    if is_within_slack(window, Index(safe), limits) and not pinned:
         assert decision is None
     assert floor <= reached <= safe
     assert decision is None or reached > floor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -43,12 +43,18 @@ class InstantQueue:
     """Storage that is done at once, at the next turn of the loop."""
 
     bench: Bench
-    held: list[Message] = field(default_factory=list)
+    under_way: int = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.under_way
 
     def submit(self, message: Message) -> None:
+        self.under_way += 1
         asyncio.get_running_loop().call_soon(self._finish, message)
 
     def _finish(self, message: Message) -> None:
+        self.under_way -= 1
         driver = self.bench.driver
         if message.to == LOCAL_APPEND_THREAD:
             self.bench.window.append(message.entries)
@@ -138,6 +144,17 @@ async def test_the_proposals_of_one_turn_travel_together_and_in_order(leader: Be
     held = leader.window.entries(Index(first), Index(leader.window.last_index() + 1), 1 << 30)
     assert [entry.data for entry in held] == [b"%d" % number for number in range(10)]
     assert leader.driver.applied_index == leader.window.last_index()
+
+
+async def test_a_proposal_is_handed_over_at_once_when_the_disk_is_idle_and_with_the_others_when_it_is_busy(leader: Bench) -> None:
+    first, second, third = Proposal(b"1"), Proposal(b"2"), Proposal(b"3")
+    leader.driver.propose(first)
+    assert first.taken_under == 1
+    leader.driver.propose(second)
+    leader.driver.propose(third)
+    assert (second.taken_under, third.taken_under) == (None, None)
+    await settle()
+    assert (second.taken_under, third.taken_under) == (1, 1)
 
 
 async def test_without_a_leader_proposals_wait_and_abandoned_ones_are_dropped() -> None:
