@@ -8,7 +8,10 @@ Rules
   drains every Ready there is; the turn is the batch.
 - Storage writes are raft's asynchronous ones: acknowledgements travel as responses of MsgStorageAppend / MsgStorageApply, so heartbeats
   and elections go on while a disk is slow, and raft itself bounds what is being applied.
-- After a turn the window is compacted if anything moved (log-memory.md), and the floor rides to the followers with the next messages.
+- A turn runs at once when storage responds and when a proposal meets an idle disk; everything else is gathered by a scheduled one. What
+  was applied schedules one, too: whoever waits for the result gets the loop first.
+- After a scheduled turn the window is compacted if anything moved (log-memory.md), and the floor rides to the followers with the next
+  messages.
 - Ticks missed during a stall collapse into one: a member that slept must not campaign because of its own nap.
 
 Source: architecture.md ("The way of one Put"); etcd-io/raft doc.go.
@@ -263,7 +266,9 @@ class Driver:
                 outgoing.append(response)
         if outgoing:
             self._outbox.send(outgoing, Index(self._window.first_index() - 1))
-        if not self._in_turn:  # entries that were applied within a turn are part of it
+        if self._in_turn:
+            self._schedule_turn()  # applied within a turn: first whoever waits for that gets the loop
+        else:
             self._run_turn()
 
     def note_applied(self, index: Index, term: Term) -> None:
@@ -284,7 +289,11 @@ class Driver:
 
     def wake(self) -> None:
         """Schedule a turn, unless one is running: it goes on until there is nothing to do."""
-        if not self._turn_scheduled and not self._in_turn and not self._stopped:
+        if not self._in_turn:
+            self._schedule_turn()
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled and not self._stopped:
             self._turn_scheduled = True
             self._loop.call_soon(self._run_scheduled_turn)
 
@@ -315,6 +324,10 @@ class Driver:
     def _run_scheduled_turn(self) -> None:
         self._turn_scheduled = False
         self._run_turn()
+        try:
+            self._compact()
+        except Exception as failure:  # noqa: BLE001 - as in step
+            self._fail(failure)
 
     def _run_turn(self) -> None:
         if self._stopped:
@@ -327,7 +340,6 @@ class Driver:
                 if not self._raw.has_ready():
                     break
                 self._carry_out(self._raw.ready())
-            self._compact()
         except Exception as failure:  # noqa: BLE001 - as in step
             self._fail(failure)
             return
@@ -409,6 +421,8 @@ class Driver:
 
     def _compact(self) -> None:
         """Compact the window as far as everyone allows (log-memory.md, the rule)."""
+        if self._stopped:
+            return
         window = self._window
         safe = min(self._raw.applied_index, self._applied_index, self._durability.durable_index)
         if is_within_slack(window, safe, self._limits) and not self._peers.pins:
