@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo cluster test test-all verify fix proto mutants sim bench docker clean
+.PHONY: help setup run demo cluster test test-all verify fix proto mutants sim chaos bench bench-durability docker clean
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create the virtual environment and install the project into it
 
@@ -61,8 +61,14 @@ mutants: $(STAMP) ## Plant known raft mistakes, one at a time; every one must be
 sim: $(STAMP) ## Explore 200 seeds of the cluster simulator
 	$(BIN)/python -m kvserver.testing.sim --seeds 1..200
 
+chaos: $(STAMP) ## 200 SIGKILLs and stops of a real three-node cluster under load, and the checker over its history
+	$(BIN)/python -m kvserver.testing.chaos
+
 bench: $(STAMP) ## Puts and reads beside a bare gRPC echo in the same run
 	$(BIN)/python bench/throughput.py
+
+bench-durability: $(STAMP) ## fdatasyncs per put, and the event loop's lag during 1 MB puts and a 1 GB snapshot (needs 5 GB of disk)
+	$(BIN)/python bench/durability.py
 
 docker: ## Build the image kvserver:latest (BASE_IMAGE=... where no registry is reachable)
 	docker build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --tag kvserver:latest .

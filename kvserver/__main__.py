@@ -9,9 +9,15 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from kvserver.config import ConfigError, HelpRequested, Run, VersionRequested, help_text, parse, version_text
 
+if TYPE_CHECKING:
+    from wal import Files
+
+INSPECTORS = ("wal", "check")
+"""Commands that look into a data directory and start nothing."""
 SWITCH_INTERVAL_S = 0.001
 GC_THRESHOLDS = (20_000, 20, 50)
 """Fewer collections: what lives long is frozen, and little of what is made per request has cycles (docs/performance.md)."""
@@ -22,8 +28,12 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
-    """Do what the command line says; returns the exit code."""
+def run(arguments: list[str], *, files: Files | None = None) -> int:
+    """Do what the command line says; returns the exit code. A server uses `files` under its WAL and snapshots (None: the system's)."""
+    if arguments and arguments[0] in INSPECTORS:
+        from kvserver.inspect import main as look
+
+        return look(arguments)
     try:
         invocation = parse(arguments, os.environ)
     except ConfigError as error:
@@ -39,10 +49,10 @@ def run(arguments: list[str]) -> int:
             print(version_text(), end="")
             return 0
         case Run():
-            return _serve(invocation)
+            return _serve(invocation, files)
 
 
-def _serve(invocation: Run) -> int:
+def _serve(invocation: Run, files: Files | None) -> int:
     # What a server needs is imported only now: --help and --version answer at once.
     import uvloop
 
@@ -67,7 +77,7 @@ def _serve(invocation: Run) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with StdlibBridge(log).installed():
         try:
-            return uvloop.run(serve(config, log=log))
+            return uvloop.run(serve(config, log=log, files=files))
         except (KvError, WalError, OSError) as error:
             log.fatal("kvserver can't start", reason=str(error))
             return 1

@@ -188,6 +188,19 @@ class NotSupportedForLearnerError(RequestError):
     message = "etcdserver: rpc not supported for learner"
 
 
+# --- saving the store ------------------------------------------------------------------------------------------------------------------
+
+
+class SnapshotNoRoomError(RequestError):
+    """A copy of the store would not fit on the member's disk; the member's log has the numbers."""
+
+    message = "etcdserver: the disk of this member has no room for a copy of its store"
+
+
+class SnapshotFailedError(RequestError):
+    message = "etcdserver: this member could not copy its store, its log says why"
+
+
 # --- calls -----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,8 @@ import signal
 from collections.abc import Sequence
 from typing import Final
 
-from kvserver.api import Api, MemberStatus, build_api
+from kvserver.api import Api, MemberStatus, QuotaGate, build_api
+from kvserver.apply import OnlineCheck
 from kvserver.clock import SystemClock
 from kvserver.config import ETCD_API_VERSION, ServerConfig
 from kvserver.logs import Logger
@@ -26,6 +27,7 @@ from kvserver.pb import rpc_pb2
 from kvserver.rpc import GrpcLimits, GrpcServer, HttpServer, build_http_app, check_free
 from kvserver.types import Revision
 from kvserver.version import __version__
+from wal import Files, OsFiles
 
 GRACE_S: Final = 0.3
 LAG_PROBE_S: Final = 0.1
@@ -39,8 +41,8 @@ class ClusterFacts(NodeStatus):
     """The node's status in the api's words."""
 
     def alarms(self) -> Sequence[rpc_pb2.AlarmMember]:
-        """No alarm can be raised in this version."""
-        return ()
+        """The alarms that are raised, as applied on this member."""
+        return self.node.store.alarms
 
     def status(self) -> MemberStatus:
         """What Status shows of this member."""
@@ -58,9 +60,10 @@ class ClusterFacts(NodeStatus):
 class Server:
     """One member with its listeners."""
 
-    def __init__(self, config: ServerConfig, *, log: Logger) -> None:
+    def __init__(self, config: ServerConfig, *, log: Logger, files: Files | None = None) -> None:
         self._config = config
         self._log = log
+        self._files = files or OsFiles()
         self._metrics = Metrics(version=ETCD_API_VERSION)
         self._stop_asked = asyncio.Event()
 
@@ -80,7 +83,7 @@ class Server:
         for url in (*config.listen_client_urls, *config.listen_peer_urls, *config.http_urls):
             check_free(url)
         self._log.info("starting kvserver", version=__version__, name=config.name, data_dir=str(config.data_dir))
-        node = await Node.start(config, metrics=self._metrics, log=self._log)
+        node = await Node.start(config, metrics=self._metrics, log=self._log, files=self._files)
         http: HttpServer | None = None
         grpc: GrpcServer | None = None
         api: Api | None = None
@@ -97,7 +100,7 @@ class Server:
             await self._stop(node, grpc, http)
 
     def _build_api(self, node: Node) -> Api:
-        facts = ClusterFacts(node, self._config)
+        facts, clock = ClusterFacts(node, self._config), SystemClock()
         self._metrics.attach_node(facts)
         return build_api(
             proposals=node.proposals,
@@ -105,7 +108,9 @@ class Server:
             reader=StoreReader(node.store),
             view=facts,
             reconfiguration=node.reconfiguration,
-            clock=SystemClock(),
+            snapshots=node.backups,
+            quota=QuotaGate(quota_bytes=self._config.quota_backend_bytes, space=node.store, alarms=node.alarms, clock=clock),
+            clock=clock,
             max_request_bytes=self._config.max_request_bytes,
             max_txn_ops=self._config.max_txn_ops,
             request_timeout_s=self._config.request_timeout_s,
@@ -120,6 +125,8 @@ class Server:
                 tasks["stop"] = group.create_task(self._stop_asked.wait(), name="wait-stop")
                 tasks["fail"] = group.create_task(node.wait_failed(), name="wait-failed")
                 tasks["lag"] = group.create_task(self._watch_loop_lag(), name="loop-lag")
+                if self._config.corrupt_check_time_s:
+                    tasks["check"] = group.create_task(self._check_store(node), name="corrupt-check")
                 await asyncio.wait([tasks["stop"], tasks["fail"]], return_when=asyncio.FIRST_COMPLETED)
                 for task in tasks.values():
                     task.cancel()
@@ -137,6 +144,11 @@ class Server:
         await grpc.start(self._config.listen_client_urls)
         api.health.set_serving(True)
         self._log.info("ready to serve client requests")
+
+    async def _check_store(self, node: Node) -> None:
+        """Look for damage in the store, again and again."""
+        check = OnlineCheck(node.store, interval_s=self._config.corrupt_check_time_s, progress=self._metrics.corrupt_check)
+        await check.run()
 
     async def _watch_loop_lag(self) -> None:
         """Note how late the loop runs a timer: what blocks it shows up here."""
@@ -156,9 +168,12 @@ class Server:
         self._log.info("stopped")
 
 
-async def serve(config: ServerConfig, *, log: Logger) -> int:
-    """Run a member in this process until SIGTERM or SIGINT; returns the exit code. Raises as `Server.run`."""
-    server = Server(config, log=log)
+async def serve(config: ServerConfig, *, log: Logger, files: Files | None = None) -> int:
+    """Run a member in this process until SIGTERM or SIGINT; returns the exit code. Raises as `Server.run`.
+
+    `files` is the file system under the WAL and the snapshot files (None: the system's).
+    """
+    server = Server(config, log=log, files=files)
     loop = asyncio.get_running_loop()
 
     def on_signal(number: signal.Signals) -> None:

@@ -127,6 +127,12 @@ class RawNode:
         return self._state.log.applied_index
 
     @property
+    def pending_snapshot_index(self) -> Index | None:
+        """The snapshot that was accepted and is not in force yet; None if there is none."""
+        snapshot = self._state.log.unstable.snapshot
+        return None if snapshot is None else snapshot.metadata.index
+
+    @property
     def last_index(self) -> Index:
         """The highest index of the log, durable or not."""
         return self._state.log.last_index

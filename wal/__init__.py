@@ -2,6 +2,8 @@
 
 from wal.codec import Marker, Metadata
 from wal.errors import (
+    PROCEDURE,
+    AppliedMismatchError,
     DamagedError,
     FormatVersionError,
     IllegalSaveError,
@@ -14,6 +16,7 @@ from wal.errors import (
     WalFailedError,
     WalIOError,
     WalMissingError,
+    WalNoSpaceError,
 )
 from wal.files import File, Files, OsFile, OsFiles
 from wal.identity import read_metadata
@@ -24,6 +27,8 @@ from wal.writer import MAX_ENTRY_DATA_BYTES
 __all__ = [
     "DEFAULT_SEGMENT_BYTES",
     "MAX_ENTRY_DATA_BYTES",
+    "PROCEDURE",
+    "AppliedMismatchError",
     "DamagedError",
     "EntrySink",
     "File",
@@ -46,5 +51,6 @@ __all__ = [
     "WalFailedError",
     "WalIOError",
     "WalMissingError",
+    "WalNoSpaceError",
     "read_metadata",
 ]

@@ -12,11 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Final
 
-from raft.types import Index
+from raft.types import Index, Term
 
+PROCEDURE: Final = "docs/operations/replace-a-dead-member.md"
 REPLACE_MEMBER: Final = (
     "Keep a copy of the directory, then restore this member from a snapshot, or remove it from the cluster and add it again with an empty"
-    " data directory. Do not delete or edit single WAL files."
+    f" data directory ({PROCEDURE}). Do not delete or edit single WAL files."
 )
 
 
@@ -72,6 +73,24 @@ class WalFailedError(WalError):
             " acknowledged. Check the disk and its free space, then restart the process: it proves the end of the log again."
         )
         self.path = path
+
+
+class WalNoSpaceError(WalError):
+    """There is no space for the next segment. What was saved is durable, the log is alive: make the same call again.
+
+    `saved_entries` is how many of the entries that were being written are durable; None: all of them.
+    """
+
+    deterministic = False
+
+    def __init__(self, path: Path, cause: OSError) -> None:
+        super().__init__(
+            f"{path}: there is no space for this write-ahead log segment: {cause.strerror or cause}. Nothing is lost and nothing more is"
+            " acknowledged; free space on its file system, and the log goes on by itself."
+        )
+        self.path = path
+        self.cause = cause
+        self.saved_entries: int | None = None
 
 
 class WalClosedError(WalError):
@@ -134,6 +153,20 @@ class SegmentError(WalError):
         super().__init__(f"{path}: {reason}. Put the missing or original file back if you have it. {REPLACE_MEMBER}")
         self.path = path
         self.reason = reason
+
+
+class AppliedMismatchError(WalError):
+    """The log holds another entry than the one that the store applied at this index: an older or a foreign copy of one of the two."""
+
+    def __init__(self, path: Path, index: Index, wal_term: Term, store_term: Term) -> None:
+        super().__init__(
+            f"{path}: the log's entry {index} is of term {wal_term}, but the store applied entry {index} of term {store_term}: the log and"
+            f" the store are not of one piece. Nothing was changed. Put back the parts that belong together. {REPLACE_MEMBER}"
+        )
+        self.path = path
+        self.index = index
+        self.wal_term = wal_term
+        self.store_term = store_term
 
 
 class LostEntriesError(WalError):

@@ -1,6 +1,7 @@
-"""The few filesystem operations that the log needs, behind a Protocol.
+"""The few filesystem operations that the log and the snapshots need, behind a Protocol.
 
-Purpose: every byte and every sync of the log goes through `Files`, so that tests fail the Nth operation or lose what was not synced.
+Purpose: every byte and every sync of the log and of the snapshot files goes through `Files`, so that tests fail the Nth operation or lose
+what was not synced (kvserver/testing/faults).
 
 Rules: no policy here; methods raise OSError as the system gives it. `pwritev` writes everything or raises. `pread` returns fewer bytes than
 asked only at the end of the file. A file's content is durable after `fdatasync` or `fsync` returned; its name, a rename and a removal after
@@ -85,6 +86,9 @@ class Files(Protocol):
 
     def fsync_dir(self, directory: Path) -> None:
         """Return when the directory's names are durable."""
+
+    def free_bytes(self, directory: Path) -> int:
+        """How much more this process may write on the directory's file system, as of now."""
 
     def random_u32(self) -> int:
         """An unpredictable number in [0, 2^32): a segment's salt."""
@@ -219,6 +223,11 @@ class OsFiles:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def free_bytes(self, directory: Path) -> int:
+        """As `Files.free_bytes`."""
+        room = os.statvfs(directory)
+        return room.f_bavail * room.f_frsize
 
     def random_u32(self) -> int:
         """As `Files.random_u32`."""

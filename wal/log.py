@@ -6,6 +6,7 @@ Rules:
 - One writer, one thread at a time. Every call blocks on the disk; the caller runs it on the WAL's own thread.
 - A save writes its entries first, then its hard state, as one write; so a save that is torn never leaves a commit index beyond the
   entries that survive. Everything between two completed syncs is one batch (record.py).
+- Want of space for the next segment is the one failure that changes nothing: WalNoSpaceError, and the same call again goes on.
 - After the first failed write or sync the instance is dead: every later call raises WalFailedError, because what reached the disk is
   unknown and a second sync would prove nothing. The next `open` proves the tail again (repair.py).
 - `open` reads and checks everything before it changes anything.
@@ -25,8 +26,18 @@ from pathlib import Path
 from typing import Final
 
 from raft.types import NO_NODE, Entry, HardState, Index, Term
+from wal.begun import Begun
 from wal.codec import MAX_INDEX, MAX_TERM, Marker, Metadata, SegmentHeader, encode_hard_state, encode_marker
-from wal.errors import IllegalSaveError, LostEntriesError, WalClosedError, WalExistsError, WalFailedError, WalIOError
+from wal.errors import (
+    AppliedMismatchError,
+    IllegalSaveError,
+    LostEntriesError,
+    WalClosedError,
+    WalExistsError,
+    WalFailedError,
+    WalIOError,
+    WalNoSpaceError,
+)
 from wal.files import Files, OsFiles
 from wal.reader import EntrySink, ReadResult, read_log
 from wal.record import RecordType
@@ -38,6 +49,7 @@ from wal.writer import MAX_ENTRY_DATA_BYTES, Writer
 
 DEFAULT_SEGMENT_BYTES: Final = 16 * 1024 * 1024
 OS_FILES: Final = OsFiles()
+UNKNOWN_TERM: Final = Term(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +88,7 @@ class Wal:
         self._state = state
         self._is_closed = False
         self._failure: BaseException | None = None
+        self._begun: Begun | None = None
 
     @property
     def on_sync(self) -> Callable[[float], None] | None:
@@ -85,6 +98,15 @@ class Wal:
     @on_sync.setter
     def on_sync(self, hook: Callable[[float], None] | None) -> None:
         self._writer.on_sync = hook
+
+    @property
+    def on_spare_lost(self) -> Callable[[], None] | None:
+        """Called on the WAL's thread when a cut took the spare and the disk has no room for another one."""
+        return self._writer.on_spare_lost
+
+    @on_spare_lost.setter
+    def on_spare_lost(self, hook: Callable[[], None] | None) -> None:
+        self._writer.on_spare_lost = hook
 
     @classmethod
     def exists(cls, directory: Path, *, files: Files = OS_FILES) -> bool:
@@ -124,6 +146,8 @@ class Wal:
             new = _create_directory(files, directory, header, segment_size_bytes)
             spare = Spare(files, directory, segment_size_bytes)
             _refill_or_close(spare, new)
+        except WalNoSpaceError as error:
+            raise WalIOError("creating the log", directory, error.cause) from error
         except OSError as error:
             raise WalIOError("creating the log", directory, error) from error
         state = LogState(start_index=start.index, start_term=start.term, hard_state=hard_state, marker=marker)
@@ -137,19 +161,21 @@ class Wal:
         sink: EntrySink,
         *,
         applied_index: Index,
+        applied_term: Term = UNKNOWN_TERM,
         files: Files = OS_FILES,
         segment_size_bytes: int = DEFAULT_SEGMENT_BYTES,
     ) -> tuple[Wal, Recovered]:
         """Read the log back, make its end whole and durable again, and return it ready for `save`.
 
         Streams every valid entry in file order to `sink`. An entry at or below the last one seen overwrites: the sink drops from there
-        on. One that leaves a gap stands behind a snapshot marker: the sink drops everything before it. `applied_index` is what the store
-        holds durably. Raises a WalError (see errors.py); until every check has passed no file is changed.
+        on. One that leaves a gap stands behind a snapshot marker: the sink drops everything before it. `applied_index` and `applied_term`
+        are what the store holds durably (term 0: not known, not compared). Raises a WalError (see errors.py); until every check has
+        passed no file is changed.
         """
         _check_segment_size(segment_size_bytes)
         try:
             result = read_log(files, directory, metadata, sink)
-            hard_state = _recovered_hard_state(result, applied_index)
+            hard_state = recovered_hard_state(result, applied_index, applied_term)
             # The process before this one may have died between a rename and the sync of the directory: make the names that were read
             # durable before anything relies on them (a seal, say, on the segment after it).
             files.fsync_dir(directory.parent)
@@ -158,6 +184,8 @@ class Wal:
             spare.find()
             repaired, new = _make_whole(files, metadata, result, segment_size_bytes, spare)
             _refill_or_close(spare, new)
+        except WalNoSpaceError as error:
+            raise WalIOError("making room for the next segment", directory, error.cause) from error
         except OSError as error:
             raise WalIOError("opening the log", directory, error) from error
         state = result.state
@@ -206,18 +234,26 @@ class Wal:
         """Append the entries, then the hard state; with `sync`, return when all of it and everything saved before is durable.
 
         Entries are contiguous; the first one follows the last index or overwrites above the commit index. Raises IllegalSaveError
-        (nothing was written, the log goes on) and WalFailedError (the log is dead; nothing of this save may be acknowledged).
+        (nothing was written, the log goes on), WalNoSpaceError (nothing of this save may be acknowledged yet: call again with the same
+        arguments, as often as it takes) and WalFailedError (the log is dead; nothing of this save may be acknowledged).
         """
         self._check_usable()
+        begun, self._begun = self._begun, None
+        done = 0 if begun is None else begun.part_of(entries)
+        whole, entries = entries, entries[done:] if done else entries
         reason = self._save_fault(entries, hard_state)
         if reason is not None:
             raise IllegalSaveError(reason)
         with self._fatal():
-            if entries:
-                self._writer.append_entries(entries)
-            if hard_state is not None:
-                self._writer.append(RecordType.HARD_STATE, encode_hard_state(hard_state))
-                self._state.hard_state = hard_state
+            try:
+                if entries:
+                    self._writer.append_entries(entries)
+                if hard_state is not None:
+                    self._writer.append(RecordType.HARD_STATE, encode_hard_state(hard_state))
+                    self._state.hard_state = hard_state
+            except WalNoSpaceError as error:
+                self._begun = Begun.of(whole, done + (len(entries) if error.saved_entries is None else error.saved_entries))
+                raise
             self._writer.flush()
             if sync:
                 self._writer.sync()
@@ -276,6 +312,8 @@ class Wal:
         """Whatever goes wrong inside makes this instance dead: what reached the disk is unknown."""
         try:
             yield
+        except WalNoSpaceError:
+            raise  # what it could not make was not part of the log yet
         except OSError as error:
             self._failure = error
             raise WalFailedError(self._writer.path, error) from error
@@ -353,13 +391,19 @@ def _create_directory(files: Files, directory: Path, header: SegmentHeader, segm
     return new
 
 
-def _recovered_hard_state(result: ReadResult, applied_index: Index) -> HardState:
-    """The hard state to boot with; raises LostEntriesError if the log ends before what is known to be committed."""
+def recovered_hard_state(result: ReadResult, applied_index: Index, applied_term: Term) -> HardState:
+    """The hard state to boot with. Raises LostEntriesError if the log ends before what is known to be committed, AppliedMismatchError if
+    it holds another entry than the one applied.
+    """
     state = result.state
     hard_state = state.hard_state
     commit = max(hard_state.commit, applied_index, state.marker.index if state.marker else 0)
     if state.last_index < commit:
         raise LostEntriesError(result.segments[-1].path, result.chain.offset_bytes, state.last_index, Index(commit))
+    if applied_term != UNKNOWN_TERM and applied_index >= state.start_index:
+        wal_term = state.term_at(applied_index)
+        if wal_term != applied_term:
+            raise AppliedMismatchError(result.segments[-1].path, applied_index, wal_term, applied_term)
     if hard_state.term < state.last_term:
         # A crash kept the entries of a save but not the hard state behind them. Nothing was answered in that term, so no vote was given
         # in it.

@@ -9,8 +9,9 @@ across two 512-byte sectors.
     5       3      mark: a6 57 52
     8       8      batch: the sync epoch, counted from 1 through the whole log
     16      4      batch start: the offset in this file of the batch's first record; a batch never spans two files
-    20      4      CRC of the previous record (the field at 28 there); in a file's first record: of the last one in the file before, 0 if
-    none 24      4      header CRC: CRC32C of bytes 0 .. 23, seeded with the segment's seed
+    20      4      CRC of the previous record (the field at 28 there); in a file's first record: of the last one in the file before
+                   (0 if there is none)
+    24      4      header CRC: CRC32C of bytes 0 .. 23, seeded with the segment's seed
     28      4      CRC: the header CRC continued over the payload
     32      n      payload
     32+n    0..7   zeros up to a multiple of 8

@@ -2,11 +2,9 @@
 
 The torn-tail rule. At a place where a record should stand and none does (or where a blank header is followed by anything but blanks):
 1. If a valid header anywhere behind it belongs to a batch that began behind it, the sync of the bad record's batch had returned: the
-bytes were
-   durable and have changed since. Damage; refuse.
+   bytes were durable and have changed since. Damage; refuse.
 2. Otherwise a crash in the middle of the batch may have left it so, but only if the file ends inside the record, or if some 512-byte
-sector never
-   got its version with this record: from the record's first byte in that sector up to the sector's end all is zero, as
+   sector never got its version with this record: from the record's first byte in that sector up to the sector's end all is zero, as
    preallocation left it. Then it is torn: nothing in it was acknowledged.
 3. Anything else is damage; refuse.
 Only as much of the record counts as is certain: the whole of it behind a valid header, otherwise only the 32 bytes of the header.

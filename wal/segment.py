@@ -11,13 +11,15 @@ The seed of every CRC in the file is the CRC32C of the 16 bytes of the preamble,
 Name: `<sequence>-<first index>.wal`, both as 16 hexadecimal digits; the header repeats both. Sequences have no gaps.
 
 Rules: a segment appears whole or not at all: it is written under a temporary name (`.tmp`), synced, renamed, and the directory is synced.
-So the first batch of a file was durable before the file had its name. When the next segment is durable the old one is sealed: cut to its
-end, a SEAL record appended, synced; a sealed newest segment therefore means that a segment is missing.
+So the first batch of a file was durable before the file had its name. When the next segment is durable the old one is sealed: a SEAL
+record at its end, for which every segment keeps room, and the rest cut off, synced; a sealed newest segment therefore means that a
+segment is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,7 +28,7 @@ import google_crc32c
 
 from raft.types import Index
 from wal.codec import MAX_INDEX, MAX_SEQUENCE, PayloadError, SegmentHeader, decode_segment_header, encode_segment_header
-from wal.errors import DamagedError, FormatVersionError, SegmentError
+from wal.errors import DamagedError, FormatVersionError, SegmentError, WalNoSpaceError
 from wal.files import File, Files
 from wal.record import (
     HEADER_BYTES,
@@ -40,7 +42,7 @@ from wal.record import (
     read_record,
     record_bytes,
 )
-from wal.spare import Spare
+from wal.spare import NO_SPACE_ERRNOS, Spare, allocate
 
 MAGIC: Final = b"KVWALSEG"
 FORMAT_VERSION: Final = 1
@@ -176,24 +178,30 @@ def create_segment(
 ) -> NewSegment:
     """Write a segment under a temporary name, sync it, give it its name and sync the directory.
 
-    `fill` writes the first records (`content_bytes` of them) in the header's own batch. The file is longer than `size_bytes` if they need
-    it.
+    `fill` writes the first records (`content_bytes` of them) in the header's own batch. The file is longer than `size_bytes` if they and
+    a SEAL need it. Raises WalNoSpaceError when the file can't be allocated or named for want of space: nothing was begun then. Any other
+    OSError is the caller's.
     """
     path = directory / segment_name(header.sequence, header.first_index)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     if temporary.name in files.names(directory):
         files.remove(temporary)
     head, chain = start_segment(files.random_u32(), header, batch, previous_crc)
-    file = spare.open_as(temporary) if spare is not None else files.create(temporary)
+    size_bytes = max(size_bytes, len(head) + content_bytes + SEAL_BYTES)
+    with _no_space(path):
+        file = spare.allocate(temporary, size_bytes) if spare is not None else allocate(files, temporary, size_bytes)
     try:
-        size_bytes = max(size_bytes, len(head) + content_bytes)
-        file.preallocate(size_bytes)
         file.pwritev([head], 0)
         if fill is not None:
             fill(file, chain)
         file.fsync()
-        files.rename(temporary, path)
+        with _no_space(path):
+            files.rename(temporary, path)
         files.fsync_dir(directory)
+    except WalNoSpaceError:
+        file.close()
+        files.remove(temporary)
+        raise
     except BaseException:
         file.close()
         raise
@@ -206,6 +214,17 @@ def create_segment(
         size_bytes=size_bytes,
     )
     return NewSegment(file=file, segment=segment, chain=chain)
+
+
+@contextmanager
+def _no_space(path: Path) -> Iterator[None]:
+    """Tell want of space from other failures, at a step that changes nothing when it fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE_ERRNOS:
+            raise WalNoSpaceError(path, error) from error
+        raise
 
 
 def supersede(segments: list[Segment], index: Index) -> None:
@@ -250,9 +269,10 @@ def read_header(source: ChunkedSource) -> tuple[SegmentHeader, Record, Chain, in
 
 
 def seal(files: Files, path: Path, chain: Chain) -> int:
-    """Cut a closed segment to its end, append a SEAL record, sync; return the file's size. The chain stands behind its last record.
+    """Write a SEAL at a closed segment's end, cut the file behind it, sync; return its size. The chain stands behind its last record.
 
-    The next segment must be durable already. Sealing again does no harm.
+    The next segment must be durable already. Sealing again does no harm. Written before the cut, the record stands where space is reserved:
+    on a full disk a block that the cut gave back could be gone.
     """
     file = files.open(path, writable=True)
     try:
@@ -260,8 +280,8 @@ def seal(files: Files, path: Path, chain: Chain) -> int:
         sealing = Chain(
             seed=chain.seed, offset_bytes=end_bytes, batch=chain.batch + 1, batch_start_bytes=end_bytes, previous_crc=chain.previous_crc
         )
-        file.truncate(end_bytes)
         file.pwritev([encode_record(sealing, RecordType.SEAL, b"")], end_bytes)
+        file.truncate(sealing.offset_bytes)
         file.fsync()
         return sealing.offset_bytes
     finally:

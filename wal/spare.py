@@ -4,8 +4,9 @@ Purpose: a member must still be able to vote, and to take the alarm that says so
 already on disk: a blank file under the name `spare`, which becomes the new segment's temporary file when one is cut or an open writes the
 last batch again. It is refilled behind the cut.
 
-Rules: a full disk (ENOSPC, EDQUOT) is not an error here: there is then no spare, `is_ready` says so, and the owner of the log stops taking
-writes and calls `refill` again from time to time. Every other failure is raised. The spare is never written while it bears this name.
+Rules: want of space (ENOSPC, EDQUOT, EFBIG) is not an error of `refill`: there is then no spare, `is_ready` says so, and the owner of the
+log stops taking writes and calls `refill` again from time to time. Every other failure is raised. The spare is never written while it
+bears this name.
 
 Caveat: a spare whose size is not the wanted one (a changed flag, a crash while it was made) is thrown away and made anew.
 """
@@ -19,7 +20,8 @@ from typing import Final
 from wal.files import File, Files
 
 SPARE_NAME: Final = "spare"
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_SPACE_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The system's words for want of space: the disk is full, the user's quota is, or a file may not grow so large."""
 
 
 class Spare:
@@ -57,7 +59,7 @@ class Spare:
         try:
             file = self._files.create(self._path)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in NO_SPACE_ERRNOS:
                 return False
             raise
         try:
@@ -65,7 +67,7 @@ class Spare:
             file.fsync()
         except OSError as error:
             self._files.remove(self._path)
-            if error.errno in _FULL:
+            if error.errno in NO_SPACE_ERRNOS:
                 return False
             raise
         finally:
@@ -74,10 +76,25 @@ class Spare:
         self.is_ready = True
         return True
 
-    def open_as(self, path: Path) -> File:
-        """A blank file at this path, for writing: the spare under a new name, or a new file."""
-        if not self.is_ready:
-            return self._files.create(path)
-        self.is_ready = False
-        self._files.rename(self._path, path)
-        return self._files.open(path, writable=True)
+    def allocate(self, path: Path, size_bytes: int) -> File:
+        """A blank file of at least `size_bytes` at this path, for writing: the spare under a new name, or a new one.
+
+        An OSError leaves the spare as it is, and nothing at the path.
+        """
+        if self.is_ready and size_bytes <= self._size_bytes:
+            self._files.rename(self._path, path)
+            self.is_ready = False
+            return self._files.open(path, writable=True)
+        return allocate(self._files, path, size_bytes)
+
+
+def allocate(files: Files, path: Path, size_bytes: int) -> File:
+    """A new blank file with `size_bytes` reserved, for writing. An OSError leaves nothing at the path."""
+    file = files.create(path)
+    try:
+        file.preallocate(size_bytes)
+    except BaseException:
+        file.close()
+        files.remove(path)
+        raise
+    return file

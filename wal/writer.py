@@ -3,11 +3,12 @@
 Purpose: the mechanics below `log.Wal`: pending buffers, one vectored write, the sync that ends a batch, the cut. It checks nothing: the
 log has.
 
-Rules: any exception from here leaves the disk in an unknown state; the log then lets nobody call again. Cut: sync the old segment; create
-the new one (durable before it has its name); then seal the old one and make a new spare. So a crash at any step leaves a log that ends in
-a whole segment, and nothing is acknowledged in a segment whose predecessor lost something.
+Rules: any exception from here but WalNoSpaceError leaves the disk in an unknown state; the log then lets nobody call again. That one comes
+from a cut that could not begin: what was framed before it is durable in the old segment, which stays the current one.
+Cut: sync the old segment; create the new one (durable before it has its name); then seal the old one and make a new spare. So a crash at
+any step leaves a log that ends in a whole segment, and nothing is acknowledged in a segment whose predecessor lost something.
 
-Invariants: a batch never spans two segments. `_flushed_bytes` <= chain.offset_bytes <= size of the current segment.
+Invariants: a batch never spans two segments. `_flushed_bytes` <= chain.offset_bytes <= size of the current segment less its SEAL.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Final
 
 from raft.types import Entry, Index
 from wal.codec import ENTRY_PREFIX_BYTES, Metadata, SegmentHeader, entry_prefix
+from wal.errors import WalNoSpaceError
 from wal.files import File, Files
 from wal.record import MAX_PAYLOAD_BYTES, Chain, RecordType, encode_record, padding, record_bytes
-from wal.segment import NewSegment, Segment, create_segment, seal, supersede
+from wal.segment import SEAL_BYTES, NewSegment, Segment, create_segment, seal, supersede
 from wal.spare import Spare
 from wal.state import LogState
 
@@ -48,6 +50,7 @@ class Writer:
         self.segments = segments
         self.spare = spare
         self.on_sync: Callable[[float], None] | None = None
+        self.on_spare_lost: Callable[[], None] | None = None
         self._files = files
         self._directory = directory
         self._metadata = metadata
@@ -67,13 +70,18 @@ class Writer:
         return self.segments[-1].path
 
     def append_entries(self, entries: Sequence[Entry]) -> None:
-        """Frame entries (at least one, checked by the caller); all but the last segment's worth is written."""
+        """Frame entries (at least one, checked by the caller); all but the last segment's worth is written.
+
+        Raises WalNoSpaceError, which says how many of them are durable.
+        """
         state, pending = self._state, self._pending
         if entries[0].index <= state.last_index:
             supersede(self.segments, entries[0].index)
-        for entry in entries:
+        for position, entry in enumerate(entries):
             data = entry.data
-            self._reserve(record_bytes(ENTRY_PREFIX_BYTES + len(data)))
+            length_bytes = record_bytes(ENTRY_PREFIX_BYTES + len(data))
+            if self._chain.offset_bytes + length_bytes > self._room_bytes:
+                self._cut_before(position, length_bytes)
             prefix = entry_prefix(entry)
             if len(data) <= JOINED_DATA_BYTES:
                 payload = prefix + data
@@ -83,7 +91,15 @@ class Writer:
                 pending += (header + prefix, data, padding(len(data)))
             state.append(entry.index, entry.term)
             self.segments[-1].max_index = entry.index
-        self._needs_proof = True
+            self._needs_proof = True
+
+    def _cut_before(self, position: int, length_bytes: int) -> None:
+        """Cut in front of the entry at this position of a save."""
+        try:
+            self._cut(length_bytes)
+        except WalNoSpaceError as error:
+            error.saved_entries = position
+            raise
 
     def append(self, record_type: RecordType, payload: bytes) -> None:
         """Frame one small record."""
@@ -124,7 +140,7 @@ class Writer:
     def finish(self) -> None:
         """Sync, and leave a proof that this sync returned, so that the next open need not write the last batch again."""
         self.sync()
-        if self._needs_proof and self._chain.offset_bytes + record_bytes(0) <= self.segments[-1].size_bytes:
+        if self._needs_proof and self._chain.offset_bytes + record_bytes(0) <= self._room_bytes:
             self._put(RecordType.PROOF, b"")
             self.flush()
 
@@ -137,8 +153,13 @@ class Writer:
 
     def _reserve(self, length_bytes: int) -> None:
         """Make sure that the next record fits into the current segment, or begin a new one."""
-        if self._chain.offset_bytes + length_bytes > self.segments[-1].size_bytes:
+        if self._chain.offset_bytes + length_bytes > self._room_bytes:
             self._cut(length_bytes)
+
+    @property
+    def _room_bytes(self) -> int:
+        """Where the last record of the current segment has to end: its SEAL needs a place."""
+        return self.segments[-1].size_bytes - SEAL_BYTES
 
     def _open_batch(self) -> None:
         """Begin the next batch at the chain's place: everything before it is durable."""
@@ -146,7 +167,7 @@ class Writer:
         self._chain.batch_start_bytes = self._chain.offset_bytes
 
     def _cut(self, length_bytes: int) -> None:
-        """Go on in a new segment that has room for a record of this length."""
+        """Go on in a new segment that has room for a record of this length. WalNoSpaceError: the old one is still the current one."""
         self.flush()
         self.sync()
         state, old, old_chain, old_file = self._state, self.segments[-1], self._chain, self._file
@@ -176,4 +197,5 @@ class Writer:
         self._open_batch()
         old_file.close()
         old.size_bytes = seal(self._files, old.path, replace(old_chain, batch=old_chain.batch - 1))
-        self.spare.refill()
+        if not self.spare.refill() and self.on_spare_lost is not None:
+            self.on_spare_lost()

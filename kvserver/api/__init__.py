@@ -5,9 +5,12 @@ Nothing here knows gRPC or HTTP; `kvserver.rpc` binds the handlers to a wire. Wh
 
 from kvserver.api.health import Check, HealthReport, HealthService, Probes
 from kvserver.api.protocols import Call, ClusterView, KvReader, MemberStatus, Proposals, Reads, Reconfiguration
+from kvserver.api.quota import AlarmRaising, QuotaGate, SpaceUse
 from kvserver.api.services import Api, MethodName, StreamHandler, UnaryHandler, build_api
+from kvserver.api.snapshot import SavedCopy, SnapshotSource
 
 __all__ = [
+    "AlarmRaising",
     "Api",
     "Call",
     "Check",
@@ -19,8 +22,12 @@ __all__ = [
     "MethodName",
     "Probes",
     "Proposals",
+    "QuotaGate",
     "Reads",
     "Reconfiguration",
+    "SavedCopy",
+    "SnapshotSource",
+    "SpaceUse",
     "StreamHandler",
     "UnaryHandler",
     "build_api",

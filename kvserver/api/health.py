@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 
+from kvserver.api.alarms import alarm_name
 from kvserver.api.guard import Guard
 from kvserver.api.protocols import Call, ClusterView, KvReader, Reads
 from kvserver.errors import HealthServiceUnknownError, RequestError
@@ -124,7 +125,7 @@ class Probes:
 
     def _alarm_reason(self, exclude: Collection[str]) -> str:
         for alarm in self._view.alarms():
-            name = rpc_pb2.AlarmType.Name(alarm.alarm)
+            name = alarm_name(alarm)
             if name not in exclude:
                 return f"ALARM {name}"
         return ""

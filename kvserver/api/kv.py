@@ -4,12 +4,14 @@ Purpose: check the arguments, wait for what the call's consistency needs, and ha
 
 Rules
 - Arguments are checked before anything is proposed: a request that apply would refuse costs no entry.
+- What would grow the store passes the quota before it is proposed (quota.py); a put is charged its encoded size, which is a few bytes more
+  than key and value, and known without another copy of the value. While the CORRUPT alarm is raised nothing is read or written.
 - A linearizable read waits for the read index, a serializable one reads at once. A transaction without puts and deletes is a read: it takes
   no place in the log; it is serializable only if it holds ranges and all of them are.
 - Writes are sent once. An availability error says that the outcome is unknown.
 
-Source: etcd's v3_server.go for the order of checks. Deviation: a transaction of comparisons alone is linearizable here; etcd reads it as a
-serializable one.
+Source: etcd's v3_server.go for the order of checks. Deviations: a transaction of comparisons alone is linearizable here; etcd reads it as a
+serializable one. Under the CORRUPT alarm etcd refuses writes and goes on serving reads.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from typing import cast
 from google.protobuf.message import Message
 
 from kvserver.api.guard import Guard
-from kvserver.api.protocols import Call, KvReader, Proposals, Reads
+from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads
+from kvserver.api.quota import QuotaGate
+from kvserver.apply import PUT_OVERHEAD_BYTES, txn_cost_bytes
 from kvserver.commands import CommandKind
-from kvserver.errors import RequestTooLargeError
+from kvserver.errors import CorruptError, RequestTooLargeError
 from kvserver.mvcc.check import check_delete, check_put, check_range, check_txn
 from kvserver.pb import rpc_pb2
 from kvserver.types import Revision
@@ -45,6 +49,8 @@ class KvService:
         proposals: Proposals,
         reads: Reads,
         reader: KvReader,
+        view: ClusterView,
+        quota: QuotaGate,
         max_request_bytes: int,
         max_txn_ops: int,
     ) -> None:
@@ -52,6 +58,8 @@ class KvService:
         self._proposals = proposals
         self._reads = reads
         self._reader = reader
+        self._view = view
+        self._quota = quota
         self._max_request_bytes = max_request_bytes
         self._max_txn_ops = max_txn_ops
 
@@ -62,6 +70,7 @@ class KvService:
         check_range(request)
         if not serializable:
             await self._reads.wait_linearizable(self._guard.deadline_s(call))
+        self._refuse_if_corrupt()
         response = await self._reader.read_range(request)
         self._guard.fill(response.header)
         return response
@@ -70,7 +79,9 @@ class KvService:
         """Set one key."""
         self._guard.admit(call)
         check_put(request)
-        response = cast("rpc_pb2.PutResponse", await self._propose(CommandKind.PUT, request, call))
+        response = cast(
+            "rpc_pb2.PutResponse", await self._propose(CommandKind.PUT, request, call, cost_bytes=PUT_OVERHEAD_BYTES + call.request_bytes)
+        )
         self._guard.fill(response.header)
         return response
 
@@ -89,9 +100,10 @@ class KvService:
         if _is_read_only(request):
             if not _is_serializable(request):
                 await self._reads.wait_linearizable(self._guard.deadline_s(call))
+            self._refuse_if_corrupt()
             response = await self._reader.read_txn(request)
         else:
-            response = cast("rpc_pb2.TxnResponse", await self._propose(CommandKind.TXN, request, call))
+            response = cast("rpc_pb2.TxnResponse", await self._propose(CommandKind.TXN, request, call, cost_bytes=txn_cost_bytes(request)))
         self._guard.fill(response.header)
         return response
 
@@ -104,10 +116,22 @@ class KvService:
         self._guard.fill(response.header)
         return response
 
-    async def _propose(self, kind: CommandKind, request: Message, call: Call) -> Message:
+    async def _propose(self, kind: CommandKind, request: Message, call: Call, *, cost_bytes: int = 0) -> Message:
+        """Propose the request; `cost_bytes` is what the quota charges for it."""
         if call.request_bytes > self._max_request_bytes:
             raise RequestTooLargeError
-        return await self._proposals.propose(kind, request, deadline_s=self._guard.deadline_s(call))
+        deadline_s = self._guard.deadline_s(call)
+        if not cost_bytes:
+            return await self._proposals.propose(kind, request, deadline_s=deadline_s, encoded=call.raw)
+        await self._quota.admit(cost_bytes, deadline_s=deadline_s)
+        try:
+            return await self._proposals.propose(kind, request, deadline_s=deadline_s, encoded=call.raw)
+        finally:
+            self._quota.release(cost_bytes)
+
+    def _refuse_if_corrupt(self) -> None:
+        if any(alarm.alarm == rpc_pb2.CORRUPT for alarm in self._view.alarms()):
+            raise CorruptError
 
 
 def _operations(request: rpc_pb2.TxnRequest) -> Iterator[rpc_pb2.RequestOp]:

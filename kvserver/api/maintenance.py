@@ -1,13 +1,19 @@
-"""The Maintenance service: Status, HashKV and the list of alarms.
+"""The Maintenance service: Status, HashKV, alarms, and the change of leader.
 
 Rules: Status is answered by any member in any state, a learner and a member without a leader included. Alarms are listed as a linearizable
-read, so that a client that asks any member hears the same; raising and clearing them is not served by this version.
+read, so that a client that asks any member hears the same; they are raised and disarmed through the log. As in etcd, an alarm is named by
+its member and its kind, neither of which stands for "all" here: a client that disarms all (etcdctl does) lists them first.
 """
 
 from __future__ import annotations
 
+from typing import cast
+
+from kvserver.api.alarms import alarm_text
 from kvserver.api.guard import Guard
-from kvserver.api.protocols import Call, ClusterView, KvReader, Reads, Reconfiguration
+from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads, Reconfiguration
+from kvserver.apply import select
+from kvserver.commands import CommandKind
 from kvserver.config import ETCD_API_VERSION
 from kvserver.errors import NoLeaderError, UnimplementedError
 from kvserver.pb import rpc_pb2
@@ -22,8 +28,18 @@ _STORAGE_VERSION = ".".join(ETCD_API_VERSION.split(".")[:2]) + ".0"
 class MaintenanceService:
     """The handlers of `Maintenance`."""
 
-    def __init__(self, *, guard: Guard, reads: Reads, reader: KvReader, view: ClusterView, reconfiguration: Reconfiguration) -> None:
+    def __init__(
+        self,
+        *,
+        guard: Guard,
+        proposals: Proposals,
+        reads: Reads,
+        reader: KvReader,
+        view: ClusterView,
+        reconfiguration: Reconfiguration,
+    ) -> None:
         self._guard = guard
+        self._proposals = proposals
         self._reads = reads
         self._reader = reader
         self._view = view
@@ -36,7 +52,7 @@ class MaintenanceService:
         errors = list(status.errors)
         if view.leader_id == NO_NODE:
             errors.append(NoLeaderError.message)
-        errors += [f"memberID:{alarm.memberID} alarm:{rpc_pb2.AlarmType.Name(alarm.alarm)} " for alarm in view.alarms()]
+        errors += map(alarm_text, view.alarms())
         response = rpc_pb2.StatusResponse(
             version=ETCD_API_VERSION,
             dbSize=status.db_bytes,
@@ -71,13 +87,23 @@ class MaintenanceService:
         return response
 
     async def alarm(self, request: rpc_pb2.AlarmRequest, call: Call) -> rpc_pb2.AlarmResponse:
-        """The alarms that are raised, of one kind or of all."""
+        """List the alarms that are raised (of one kind, or of all for NONE), raise one, or disarm one.
+
+        Raises:
+            UnimplementedError: an action that doesn't exist.
+            TooManyRequestsError: so many alarms are raised that there is no room for another.
+        """
         self._guard.admit(call)
-        if request.action != rpc_pb2.AlarmRequest.GET:
-            raise UnimplementedError
-        await self._reads.wait_linearizable(self._guard.deadline_s(call))
-        wanted = [alarm for alarm in self._view.alarms() if request.alarm in (rpc_pb2.NONE, alarm.alarm)]
-        response = rpc_pb2.AlarmResponse(alarms=wanted)
+        deadline_s = self._guard.deadline_s(call)
+        match request.action:
+            case rpc_pb2.AlarmRequest.GET:
+                await self._reads.wait_linearizable(deadline_s)
+                response = rpc_pb2.AlarmResponse(alarms=select(tuple(self._view.alarms()), request.alarm))
+            case rpc_pb2.AlarmRequest.ACTIVATE | rpc_pb2.AlarmRequest.DEACTIVATE:
+                answer = await self._proposals.propose(CommandKind.ALARM, request, deadline_s=deadline_s)
+                response = cast("rpc_pb2.AlarmResponse", answer)
+            case _:  # the enum is open: a newer client may know more
+                raise UnimplementedError
         response.header.revision = self._view.status().revision
         self._guard.fill(response.header)
         return response

@@ -14,10 +14,11 @@ from typing import Protocol
 from google.protobuf.message import Message
 
 from kvserver.commands import CommandKind
+from kvserver.errors import RequestError
 from kvserver.pb import rpc_pb2
 from kvserver.types import ClusterId, Index, Member, NodeId, Revision, Term
 
-__all__ = ["Call", "ClusterView", "KvReader", "MemberStatus", "Proposals", "Reads", "Reconfiguration"]
+__all__ = ["Call", "ClusterView", "KvReader", "MemberStatus", "Proposals", "Reads", "Reconfiguration", "StreamCall"]
 
 
 class Call(Protocol):
@@ -40,15 +41,26 @@ class Call(Protocol):
         """Whether the client is gone. Handlers are cancelled as tasks as well; this is for those that compute between their waits."""
 
     @property
+    def raw(self) -> bytes:
+        """The encoded request (the first one of a stream): what is replicated need not be encoded again."""
+
+    @property
     def request_bytes(self) -> int:
-        """The size of the encoded request (of the first one in a stream)."""
+        """Its size."""
+
+
+class StreamCall(Call, Protocol):
+    """A call that is answered by a stream."""
+
+    def cut_off(self, error: RequestError) -> None:
+        """End the stream with `error` although its handler waits for the client to take a response; the handler is closed."""
 
 
 class Proposals(Protocol):
     """The way to change the replicated state."""
 
-    async def propose(self, kind: CommandKind, request: Message, *, deadline_s: float) -> Message:
-        """Replicate `request` and return what applying it gave on this member.
+    async def propose(self, kind: CommandKind, request: Message, *, deadline_s: float, encoded: bytes | None = None) -> Message:
+        """Replicate `request` and return what applying it gave on this member; `encoded` is its encoding, if that is at hand.
 
         Raises:
             RequestError: the deterministic refusal of apply, or an availability error whose outcome is unknown.

@@ -16,7 +16,9 @@ from kvserver.api.guard import Guard
 from kvserver.api.health import HealthService, Probes
 from kvserver.api.kv import KvService
 from kvserver.api.maintenance import MaintenanceService
-from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads, Reconfiguration
+from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads, Reconfiguration, StreamCall
+from kvserver.api.quota import QuotaGate
+from kvserver.api.snapshot import SnapshotService, SnapshotSource
 from kvserver.clock import Clock
 
 __all__ = ["Api", "MethodName", "StreamHandler", "UnaryHandler", "build_api"]
@@ -25,7 +27,7 @@ MethodName = tuple[str, str]
 """Service and method as the descriptors name them: `("KV", "Put")`."""
 
 UnaryHandler = Callable[[Any, Call], Awaitable[Any]]
-StreamHandler = Callable[[Any, Call], AsyncGenerator[Any, None]]
+StreamHandler = Callable[[Any, StreamCall], AsyncGenerator[Any, None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ def build_api(
     reader: KvReader,
     view: ClusterView,
     reconfiguration: Reconfiguration,
+    snapshots: SnapshotSource,
+    quota: QuotaGate,
     clock: Clock,
     max_request_bytes: int,
     max_txn_ops: int,
@@ -53,9 +57,18 @@ def build_api(
     """Make the services from what they need."""
     guard = Guard(view=view, clock=clock, request_timeout_s=request_timeout_s)
     kv = KvService(
-        guard=guard, proposals=proposals, reads=reads, reader=reader, max_request_bytes=max_request_bytes, max_txn_ops=max_txn_ops
+        guard=guard,
+        proposals=proposals,
+        reads=reads,
+        reader=reader,
+        view=view,
+        quota=quota,
+        max_request_bytes=max_request_bytes,
+        max_txn_ops=max_txn_ops,
     )
-    maintenance = MaintenanceService(guard=guard, reads=reads, reader=reader, view=view, reconfiguration=reconfiguration)
+    maintenance = MaintenanceService(
+        guard=guard, proposals=proposals, reads=reads, reader=reader, view=view, reconfiguration=reconfiguration
+    )
     cluster = ClusterService(guard=guard, reads=reads, view=view, reconfiguration=reconfiguration)
     health = HealthService()
     return Api(
@@ -76,7 +89,10 @@ def build_api(
             ("Cluster", "MemberPromote"): cluster.member_promote,
             ("Health", "Check"): health.check,
         },
-        server_streams={("Health", "Watch"): health.watch},
+        server_streams={
+            ("Maintenance", "Snapshot"): SnapshotService(guard=guard, source=snapshots).snapshot,
+            ("Health", "Watch"): health.watch,
+        },
         health=health,
         probes=Probes(guard=guard, reads=reads, reader=reader, view=view),
     )

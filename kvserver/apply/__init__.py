@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from kvserver.apply.alarms import Alarms, is_raised, select
 from kvserver.apply.applier import AppliedResult, Applier, OutOfOrderError, UnreadablePayloadError
 from kvserver.apply.inspection import inspect
 from kvserver.apply.membership import MemberChange, MemberChangeKind, change_members, decode_change, encode_change
 from kvserver.apply.meta import Membership
+from kvserver.apply.online_check import OnlineCheck
+from kvserver.apply.quota import LEASE_COST_BYTES, PUT_OVERHEAD_BYTES, fits, put_cost_bytes, txn_cost_bytes
+from kvserver.apply.refounding import RevisionTooLargeError, refound
 from kvserver.apply.store import HashResult, Store
 
 __all__ = [
+    "LEASE_COST_BYTES",
+    "PUT_OVERHEAD_BYTES",
+    "Alarms",
     "AppliedResult",
     "Applier",
     "HashResult",
     "MemberChange",
     "MemberChangeKind",
     "Membership",
+    "OnlineCheck",
     "OutOfOrderError",
+    "RevisionTooLargeError",
     "Store",
     "UnreadablePayloadError",
     "change_members",
     "decode_change",
     "encode_change",
+    "fits",
     "inspect",
+    "is_raised",
+    "put_cost_bytes",
+    "refound",
+    "select",
+    "txn_cost_bytes",
 ]

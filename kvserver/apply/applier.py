@@ -4,7 +4,7 @@ Rules
 - Deterministic: an entry's result depends on the entries before it and on nothing else; no clock, no chance.
 - Each entry ends in one `end_entry`: its effects, its index and its term reach the disk in one transaction or not at all.
 - A refusal that every member reaches alike (DeterministicError) is a result like any other; whatever else is raised means that this member
-  can't go on without parting from the others: it propagates and stops the node.
+  can't go on without parting from the others: it propagates and stops the node. What an alarm refuses is such a result, too.
 - An entry at or below the applied index is never applied again; the caller skips those.
 """
 
@@ -16,12 +16,13 @@ from typing import NamedTuple, assert_never, cast
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as PbMessage
 
+from kvserver.apply.alarms import change_alarms, refusal, select
 from kvserver.apply.meta import Membership
 from kvserver.apply.store import Store
 from kvserver.commands import Command, CommandKind, ProposalId, decode
-from kvserver.errors import DeterministicError, FatalError
+from kvserver.errors import DeterministicError, FatalError, RequestError
 from kvserver.pb.internal_pb2 import MemberAttributes
-from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest
+from kvserver.pb.rpc_pb2 import AlarmRequest, AlarmResponse, CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest
 from kvserver.types import ConfState, Index, NodeId, Term
 
 
@@ -45,7 +46,7 @@ class AppliedResult(NamedTuple):
     """Whose command it was (None: raft's own empty entry) and what came of it."""
 
     proposal: ProposalId | None
-    result: PbMessage | DeterministicError
+    result: PbMessage | RequestError
 
 
 _NOTHING = MemberAttributes()
@@ -71,7 +72,7 @@ class Applier:
             store.end_entry(index, term)
             return AppliedResult(None, _NOTHING)
         command = decode(data)
-        result: PbMessage | DeterministicError
+        result: PbMessage | RequestError
         try:
             result = self._execute(index, command)
         except DeterministicError as error:
@@ -92,11 +93,16 @@ class Applier:
             store.set_membership(membership)
         store.end_entry(index, term)
 
-    def _execute(self, index: Index, command: Command) -> PbMessage:
-        mvcc = self._store.mvcc
+    def _execute(self, index: Index, command: Command) -> PbMessage | RequestError:
+        """Run the command. What an alarm refuses is returned, as a CorruptError that is raised means damage met by the command itself."""
+        store = self._store
+        mvcc = store.mvcc
         payload = cast("bytes", command.payload)  # protobuf reads any buffer, its stubs say bytes
         kind = command.kind
         try:
+            refused = refusal(store.alarms, kind, payload) if store.alarms else None
+            if refused is not None:
+                return refused
             match kind:
                 case CommandKind.PUT:
                     return mvcc.put(PutRequest.FromString(payload))
@@ -106,14 +112,26 @@ class Applier:
                     return mvcc.txn(TxnRequest.FromString(payload))
                 case CommandKind.COMPACT:
                     response = mvcc.compact(CompactionRequest.FromString(payload))
-                    self._store.start_removal()
+                    store.start_removal()
                     return response
                 case CommandKind.MEMBER_PUBLISH:
                     return self._publish(MemberAttributes.FromString(payload))
+                case CommandKind.ALARM:
+                    return self._change_alarms(AlarmRequest.FromString(payload))
                 case unknown:
                     assert_never(unknown)
         except DecodeError as error:
             raise UnreadablePayloadError(index, kind) from error
+
+    def _change_alarms(self, request: AlarmRequest) -> PbMessage | RequestError:
+        """Raise or disarm an alarm; GET doesn't belong into the log, but a member that sends it is answered."""
+        store = self._store
+        if request.action == AlarmRequest.GET:
+            return AlarmResponse(alarms=select(store.alarms, request.alarm))
+        alarms, answer = change_alarms(store.alarms, request)
+        if alarms != store.alarms:
+            store.set_alarms(alarms)
+        return answer if isinstance(answer, RequestError) else AlarmResponse(alarms=answer)
 
     def _publish(self, attributes: MemberAttributes) -> PbMessage:
         """A member tells its name and client URLs; one that is no member (any more) is ignored."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from kvserver.apply import meta
 from kvserver.apply.meta import Meta
-from kvserver.mvcc import META, TABLES
-from kvserver.storage import LayeredReader, StoreUnreadableError, read_only_env
+from kvserver.mvcc import META, TABLES, describe_row
+from kvserver.storage import DamagedRowError, LayeredReader, StoreUnreadableError, check_structure, read_only_env
 from raft.types import SnapshotMetadata
 
 
@@ -17,6 +19,7 @@ def inspect(path: Path) -> Meta:
     Raises:
         StoreUnreadableError: not an intact store.
     """
+    check_structure(path, TABLES)
     env = read_only_env(path, tables=len(TABLES))
     try:
         try:
@@ -35,12 +38,26 @@ def inspect(path: Path) -> Meta:
     return found
 
 
-def read_meta(reader: meta.MetaReader, path: Path) -> Meta | None:
+def read_meta(reader: LayeredReader, path: Path) -> Meta | None:
     """The meta of the store in `path`, None of a new one. Raises StoreUnreadableError."""
     try:
+        unsealed = meta.unsealed_format(reader.stored(META, meta.FORMAT_KEY))
+        if unsealed is not None:
+            raise StoreUnreadableError(path, meta.other_format(unsealed))
         return meta.read(reader)
-    except ValueError as error:
+    except (ValueError, DecodeError) as error:
         raise StoreUnreadableError(path, str(error)) from error
+    except DamagedRowError as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: DamagedRowError) -> StoreUnreadableError:
+    """What a damaged row that a start needs is to the operator."""
+    return StoreUnreadableError(
+        path,
+        f"{describe_row(error.table, error.key)} {error.reason}; restore this member from its peers "
+        "(`kvserver check` lists all the damage; docs/operations/corruption.md says what to do)",
+    )
 
 
 def position_of(found: Meta) -> SnapshotMetadata:

@@ -1,10 +1,11 @@
 """What the store says about itself, in the same transaction as the data.
 
 key (table meta)   value
-format             version of all tables' layouts, 4 bytes big-endian, now 1
+format             version of all tables' layouts, 4 bytes big-endian, now 2
 state              applied index (8), applied term (8), current revision (8), all big-endian
 conf_state         pb ConfState as of the applied index
 membership         pb StoredMembership: cluster id, members, removed ids
+alarms             pb AlarmResponse without a header: the alarms that are raised, ascending; absent or empty without any
 compaction         see mvcc.compaction
 """
 
@@ -15,16 +16,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from kvserver.apply.alarms import Alarms, decode_alarms
 from kvserver.mvcc import FIRST_REVISION, META
 from kvserver.pb import internal_pb2 as internal
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision, Term
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1 had rows without seals; it was never released."""
 
 FORMAT_KEY: Final = b"format"
 STATE_KEY: Final = b"state"
 CONF_STATE_KEY: Final = b"conf_state"
 MEMBERSHIP_KEY: Final = b"membership"
+ALARMS_KEY: Final = b"alarms"
 
 _NO_CLUSTER: Final = ClusterId(0)
 _NO_INDEX: Final = Index(0)
@@ -60,6 +64,7 @@ class Meta:
     revision: Revision = FIRST_REVISION
     conf_state: ConfState = _NO_CONF_STATE
     membership: Membership = field(default_factory=Membership)
+    alarms: Alarms = ()
 
 
 def read(reader: MetaReader) -> Meta | None:
@@ -76,7 +81,7 @@ def read(reader: MetaReader) -> Meta | None:
         raise ValueError("its meta table is incomplete; restore this member from its peers")
     (number,) = _FORMAT.unpack(version)
     if number != FORMAT:
-        raise ValueError(f"it has format {number}, this version of kvserver reads only {FORMAT}; use the version that wrote it")
+        raise ValueError(other_format(number))
     index, term, revision = _STATE.unpack(state)
     return Meta(
         index=Index(index),
@@ -84,7 +89,18 @@ def read(reader: MetaReader) -> Meta | None:
         revision=Revision(revision),
         conf_state=decode_conf_state(reader.get(META, CONF_STATE_KEY) or b""),
         membership=decode_membership(reader.get(META, MEMBERSHIP_KEY) or b""),
+        alarms=decode_alarms(reader.get(META, ALARMS_KEY) or b""),
     )
+
+
+def other_format(number: int) -> str:
+    """Why a store of format `number` isn't read."""
+    return f"it has format {number}, this version of kvserver reads only {FORMAT}; use the version that wrote it"
+
+
+def unsealed_format(stored: bytes | None) -> int | None:
+    """The format of a store whose `format` row, as the file has it, carries no seal (before format 2); None of all others."""
+    return _FORMAT.unpack(stored)[0] if stored is not None and len(stored) == _FORMAT.size else None
 
 
 def encode_format() -> bytes:

@@ -21,21 +21,27 @@ from pathlib import Path
 from typing import Final
 
 from kvserver.apply import meta
-from kvserver.apply.inspection import inspect, position_of, read_meta
+from kvserver.apply.alarms import Alarms, encode_alarms
+from kvserver.apply.inspection import damaged, inspect, position_of, read_meta
 from kvserver.apply.meta import Membership, Meta
 from kvserver.errors import CorruptError, RequestTimeoutError
-from kvserver.mvcc import META, TABLES, KvHash, Mvcc, RangeTooLargeError, Snapshot, execute_range
+from kvserver.mvcc import META, TABLES, KvHash, Mvcc, RangeTooLargeError, Snapshot, describe_row, execute_range
 from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse
 from kvserver.storage import (
+    DamagedRowError,
     Engine,
     EngineConfig,
     EngineHooks,
     ReadView,
+    StoreUnreadableError,
     ViewExpiredError,
+    check_structure,
 )
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision, Term
 from raft.types import SnapshotMetadata
+from wal import Files, OsFiles
 
+OS_FILES: Final = OsFiles()
 SCAN_BUDGET: Final = 500
 """Keys that a range may touch on the loop: about 2 ms."""
 READ_THREADS: Final = 2
@@ -64,7 +70,7 @@ class Store:
 
     def __init__(self, engine: Engine, on_corrupt: Callable[[str], None]) -> None:
         self._engine = engine
-        self._report_corrupt = on_corrupt
+        self.report_corrupt = on_corrupt
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(READ_THREADS, "store-read")
         self._read_slots = asyncio.Semaphore(READ_THREADS)  # a view is made when a thread is free for it, not before
@@ -77,6 +83,7 @@ class Store:
         self._term = Term(0)
         self._conf_state = ConfState()
         self._membership = Membership()
+        self._alarms: Alarms = ()
         self.mvcc: Mvcc
         self._load()
 
@@ -88,16 +95,20 @@ class Store:
         config: EngineConfig | None = None,
         hooks: EngineHooks | None = None,
         on_corrupt: Callable[[str], None] = _ignore,
+        system: Files = OS_FILES,
     ) -> Store:
         """Open or create the store in the file `path`, on the running loop.
 
         Args:
             on_corrupt: told (from any thread) which record failed its checksum.
+            system: through what the file is replaced when a snapshot is installed.
 
         Raises:
             StoreUnreadableError: not a store, truncated, of another format, or not accessible.
         """
-        engine = Engine.open(path, tables=TABLES, config=config, hooks=hooks)
+        hooks = hooks or EngineHooks()
+        hooks.on_damage = lambda table, key, reason: on_corrupt(f"{path}: {describe_row(table, key)} {reason}")
+        engine = Engine.open(path, tables=TABLES, config=config, hooks=hooks, system=system)
         try:
             return cls(engine, on_corrupt)
         except BaseException:
@@ -105,6 +116,11 @@ class Store:
             raise
 
     # --- what the node asks for ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The store's file."""
+        return self._engine.path
 
     @property
     def applied_index(self) -> Index:
@@ -142,6 +158,11 @@ class Store:
         return self._membership.removed_ids
 
     @property
+    def alarms(self) -> Alarms:
+        """The alarms that are raised, as of the applied index; not to be changed."""
+        return self._alarms
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing was ever written: neither bootstrapped nor applied."""
         return not self._initialised
@@ -170,6 +191,11 @@ class Store:
     def buffered_bytes(self) -> int:
         """Bytes in the write buffer, overhead included."""
         return self._engine.buffered_bytes
+
+    @property
+    def buffered_payload_bytes(self) -> int:
+        """Bytes of keys and values in the write buffer, which the next commits add to the file."""
+        return self._engine.buffered_payload_bytes
 
     @property
     def has_room(self) -> bool:
@@ -292,6 +318,11 @@ class Store:
         self._membership = membership
         self._engine.put(META, meta.MEMBERSHIP_KEY, meta.encode_membership(membership))
 
+    def set_alarms(self, alarms: Alarms) -> None:
+        """Change the alarms within an entry."""
+        self._alarms = alarms
+        self._engine.put(META, meta.ALARMS_KEY, encode_alarms(alarms))
+
     @property
     def membership(self) -> Membership:
         """The members, the removed ids and the cluster's id."""
@@ -351,9 +382,15 @@ class Store:
     def copy_to(self, path: Path) -> SnapshotMetadata:
         """Write a consistent copy of what is committed to the new file `path`; returns the position of the copy, read back from it.
 
-        Blocking: call it in a thread. Raises OSError, StoreUnreadableError.
+        Every row of the copy is checked: no damage is passed on. Blocking: call it in a thread. Raises OSError, StoreUnreadableError.
         """
         self._engine.copy_to(path)
+        try:
+            check_structure(path, TABLES, every_row=True)
+        except StoreUnreadableError as error:
+            path.unlink(missing_ok=True)
+            self.report_corrupt(f"{self.path}: a copy of it is not sound: {error}")
+            raise
         return position_of(inspect(path))
 
     async def install(self, path: Path) -> SnapshotMetadata:
@@ -393,8 +430,11 @@ class Store:
         state = found or Meta()
         self._index, self._term = state.index, state.term
         self._opened_index = state.index
-        self._conf_state, self._membership = state.conf_state, state.membership
-        self.mvcc = Mvcc(self._engine, current_revision=state.revision, on_corrupt=self._report_corrupt)
+        self._conf_state, self._membership, self._alarms = state.conf_state, state.membership, state.alarms
+        try:
+            self.mvcc = Mvcc(self._engine, current_revision=state.revision, on_corrupt=self.report_corrupt)
+        except DamagedRowError as error:
+            raise damaged(self._engine.path, error) from error
         self.start_removal()
 
 

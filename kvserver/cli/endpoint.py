@@ -18,6 +18,7 @@ from kvserver.cli.errors import CliError, ExitCode
 from kvserver.cli.flags import GLOBALS_KEY, Flag, FlagOption
 from kvserver.cli.group import FlagGroup
 from kvserver.cli.output import EndpointHash, EndpointHealth, EndpointStatus, endpoint_printer
+from kvserver.cli.output.rows import alarm_name
 from kvserver.cli.run import execute, settings_of, write, write_error
 from kvserver.cli.settings import GLOBAL_FLAGS, Settings
 from kvserver.client import Client, ClientError, ConnectError, ServerError, methods
@@ -154,7 +155,7 @@ async def _alarms(client: EndpointCaller, endpoint: str) -> str:
         return "" if error.code in (UNIMPLEMENTED, PERMISSION_DENIED) else "Unable to fetch the alarm list"
     except ClientError:
         return "Unable to fetch the alarm list"
-    names = "".join(f"{pb.AlarmType.Name(alarm.alarm)} " for alarm in answer.alarms)
+    names = "".join(f"{alarm_name(alarm.alarm)} " for alarm in answer.alarms)
     return f"Active Alarm(s): {names}" if names else ""
 
 

@@ -20,6 +20,7 @@ from kvserver.cli.group import LazyCommand, LazyGroup
 from kvserver.cli.settings import GLOBAL_FLAGS
 
 COMMANDS: Final = {
+    "alarm": LazyCommand(module="kvserver.cli.alarm", attribute="alarm", summary="Alarm related commands"),
     "compaction": LazyCommand(module="kvserver.cli.kv", attribute="compaction", summary="Compacts the event history"),
     "del": LazyCommand(module="kvserver.cli.kv", attribute="delete", summary="Removes the specified key or range of keys [key, range_end)"),
     "endpoint": LazyCommand(module="kvserver.cli.endpoint", attribute="endpoint", summary="Endpoint related commands"),
@@ -29,6 +30,7 @@ COMMANDS: Final = {
         module="kvserver.cli.move_leader", attribute="move_leader", summary="Transfers leadership to another member of the cluster"
     ),
     "put": LazyCommand(module="kvserver.cli.kv", attribute="put", summary="Puts the given key into the store"),
+    "snapshot": LazyCommand(module="kvserver.cli.snapshot", attribute="snapshot", summary="Manages snapshots of a server"),
     "txn": LazyCommand(module="kvserver.cli.txn", attribute="txn", summary="Processes all the requests in one transaction"),
     "version": LazyCommand(module="kvserver.cli.version_command", attribute="version", summary="Prints the version of kvctl"),
 }

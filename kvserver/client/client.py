@@ -11,7 +11,8 @@ Rules: reads go to the next endpoint until the deadline; mutations only while th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
@@ -81,6 +82,37 @@ class Client:
         deadline = _Deadline(self._config.call_timeout_s if timeout_s is None else timeout_s)
         metadata = await self._authenticated(connection, deadline)
         return await connection.call(method, request, deadline.remaining_s(), metadata)
+
+    async def stream_endpoint(
+        self, endpoint: str, method: Method[RequestT, ResponseT], request: RequestT, *, timeout_s: float | None = None
+    ) -> AsyncGenerator[ResponseT, None]:
+        """A call on one endpoint that is answered by a stream, as long as it takes (None) or `timeout_s`; no failover, no retry.
+
+        Close the generator (`contextlib.aclosing`) when leaving early: that cancels the call.
+        """
+        connection = self._pool.connection_to(endpoint)
+        if connection is None:
+            raise ValueError(f"not an endpoint of this client: {endpoint}")
+        await self._wait_ready(connection)
+        deadline = _Deadline(timeout_s)
+        metadata = await self._authenticated(connection, deadline)
+        async with aclosing(connection.stream(method, request, deadline.remaining_s(), metadata)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def _wait_ready(self, connection: Connection) -> None:
+        """Try until the dial timeout, as the pool does: a busy server may miss the short limit of one attempt. Raises `ConnectError`."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self._config.dial_timeout_s
+        attempt = 0
+        while True:
+            try:
+                return await connection.wait_ready(max(0.001, until_s - loop.time()))
+            except ConnectError:
+                attempt += 1
+                if loop.time() + backoff_s(attempt) >= until_s:
+                    raise
+            await asyncio.sleep(backoff_s(attempt))
 
     async def _authenticated(self, connection: Connection, deadline: _Deadline) -> Metadata:
         """The metadata that carries the token, fetched once; empty where the cluster has no authentication."""
@@ -160,9 +192,30 @@ class Client:
         """The hash of one member's keys up to `revision` (0: all)."""
         return await self.call_endpoint(endpoint, methods.HASH_KV, pb.HashKVRequest(revision=revision))
 
+    def snapshot(self, endpoint: str, *, timeout_s: float | None = None) -> AsyncGenerator[pb.SnapshotResponse, None]:
+        """A consistent copy of one member's store as a stream of blobs; the last 32 bytes are the SHA-256 of the rest. See
+        `stream_endpoint`.
+        """
+        return self.stream_endpoint(endpoint, methods.SNAPSHOT, pb.SnapshotRequest(), timeout_s=timeout_s)
+
     async def alarms(self) -> pb.AlarmResponse:
         """The alarms that are on, in the whole cluster."""
         return await self.call(methods.ALARM_GET, pb.AlarmRequest(action=pb.AlarmRequest.GET))
+
+    async def alarm_disarm(self, alarm: pb.AlarmMember) -> pb.AlarmResponse:
+        """Disarm one alarm, named by its member and its kind; the answer holds it if it was raised."""
+        request = pb.AlarmRequest(action=pb.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm)
+        return await self.call(methods.ALARM, request)
+
+    async def alarms_disarm_all(self) -> pb.AlarmResponse:
+        """Disarm the alarms that are on now, one after the other. The answer holds those that were, and no header.
+
+        An alarm whose cause is still there will be raised again.
+        """
+        disarmed = pb.AlarmResponse()
+        for alarm in (await self.alarms()).alarms:
+            disarmed.alarms.extend((await self.alarm_disarm(alarm)).alarms)
+        return disarmed
 
 
 class _Deadline:

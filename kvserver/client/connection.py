@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TypeAlias
 
 import grpc
@@ -57,10 +57,23 @@ class Connection:
         try:
             return await invoke(request, timeout=timeout_s, metadata=tuple(metadata))
         except grpc.aio.AioRpcError as error:
-            code = _number(error.code())
-            if code == DEADLINE_EXCEEDED:
-                raise CallTimeoutError from None
-            raise ServerError(code, error.details() or "") from None
+            raise _failure(error) from None
+
+    async def stream(
+        self, method: Method[RequestT, ResponseT], request: RequestT, timeout_s: float | None, metadata: Metadata = ()
+    ) -> AsyncGenerator[ResponseT, None]:
+        """Send one request, once, and yield the answers as they come; leaving early cancels the call. Raises as `call`."""
+        invoke = self._channel.unary_stream(
+            method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
+        )
+        call = invoke(request, timeout=timeout_s, metadata=tuple(metadata))
+        try:
+            async for answer in call:
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from None
+        finally:
+            call.cancel()
 
     async def close(self) -> None:
         """Close at once; calls under way are cancelled."""
@@ -76,6 +89,11 @@ class Connection:
         with contextlib.suppress(OSError):
             await writer.wait_closed()
         return "accepts connections but does not speak gRPC"
+
+
+def _failure(error: grpc.aio.AioRpcError) -> ServerError | CallTimeoutError:
+    code = _number(error.code())
+    return CallTimeoutError() if code == DEADLINE_EXCEEDED else ServerError(code, error.details() or "")
 
 
 def _number(code: grpc.StatusCode) -> int:

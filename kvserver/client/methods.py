@@ -19,7 +19,7 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method(Generic[RequestT, ResponseT]):
-    """One unary RPC."""
+    """One RPC: unary, or a stream of responses to one request."""
 
     path: str
     request: type[RequestT]
@@ -45,7 +45,9 @@ MEMBER_PROMOTE: Final = Method(
 STATUS: Final = Method(path="/etcdserverpb.Maintenance/Status", request=pb.StatusRequest, response=pb.StatusResponse, read_only=True)
 HASH_KV: Final = Method(path="/etcdserverpb.Maintenance/HashKV", request=pb.HashKVRequest, response=pb.HashKVResponse, read_only=True)
 MOVE_LEADER: Final = Method(path="/etcdserverpb.Maintenance/MoveLeader", request=pb.MoveLeaderRequest, response=pb.MoveLeaderResponse)
-ALARM_GET: Final = Method(path="/etcdserverpb.Maintenance/Alarm", request=pb.AlarmRequest, response=pb.AlarmResponse, read_only=True)
+ALARM: Final = Method(path="/etcdserverpb.Maintenance/Alarm", request=pb.AlarmRequest, response=pb.AlarmResponse)
+ALARM_GET: Final = Method(path=ALARM.path, request=pb.AlarmRequest, response=pb.AlarmResponse, read_only=True)
+SNAPSHOT: Final = Method(path="/etcdserverpb.Maintenance/Snapshot", request=pb.SnapshotRequest, response=pb.SnapshotResponse)
 AUTHENTICATE: Final = Method(
     path="/etcdserverpb.Auth/Authenticate", request=pb.AuthenticateRequest, response=pb.AuthenticateResponse, read_only=True
 )

@@ -39,6 +39,7 @@ class CommandKind(IntEnum):
     TXN = 3
     COMPACT = 4
     MEMBER_PUBLISH = 20
+    ALARM = 80
 
 
 class ProposalId(NamedTuple):

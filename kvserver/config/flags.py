@@ -98,7 +98,12 @@ _USED: Final = (
         "Time without a leader before an election, in milliseconds; 5 heartbeats or more.",
         "election_timeout_ms",
     ),
-    _member("quota-backend-bytes", ValueKind.SIZE, "2GiB", "Largest size of the store; 0 stands for the default."),
+    _member(
+        "quota-backend-bytes",
+        ValueKind.SIZE,
+        "2GiB",
+        "Largest size of the store; 0 stands for the default, a negative number for no quota.",
+    ),
     _member("max-request-bytes", ValueKind.SIZE, "1572864", "Largest request of a client."),
     _member("max-txn-ops", ValueKind.INT, "128", "Most operations in one transaction."),
     _member("max-concurrent-streams", ValueKind.INT, "4294967295", "Most calls that one client connection may have open."),
@@ -110,6 +115,14 @@ _USED: Final = (
         "Longest time before applied writes are committed to the store.",
         "backend_batch_interval_ms",
     ),
+    _member(
+        "corrupt-check-time",
+        ValueKind.DURATION,
+        "0s",
+        "Time between two checks of every page and row of this member's store, in the background; 0 for never.",
+        "corrupt_check_time_s",
+    ),
+    _member("initial-corrupt-check", ValueKind.BOOL, "false", "Check every row of this member's store before serving, not only pages."),
     _member("backend-batch-limit", ValueKind.INT, "10000", "Most applied writes before they are committed to the store."),
     _member(
         "grpc-keepalive-min-time", ValueKind.DURATION, "5s", "Clients that ping more often are disconnected.", "grpc_keepalive_min_time_s"
@@ -215,6 +228,8 @@ _GONE: Final = "it has no counterpart in kvserver"
 _IGNORED: Final = (
     _ignored("snapshot-count", ValueKind.INT, "the store is the snapshot and the raft log is compacted after every apply"),
     _ignored("max-snapshots", ValueKind.INT, "the store is the snapshot, there are no others to keep"),
+    _ignored("experimental-corrupt-check-time", ValueKind.TEXT, "it is called --corrupt-check-time here, as in etcd 3.6"),
+    _ignored("experimental-initial-corrupt-check", ValueKind.BOOL, "it is called --initial-corrupt-check here"),
     _ignored("max-wals", ValueKind.INT, "segments are released as soon as the store holds them durably"),
     *(
         _ignored(name, ValueKind.BOOL, _GONE)
@@ -243,14 +258,12 @@ _IGNORED: Final = (
             "warning-apply-duration",
             "bootstrap-defrag-threshold-megabytes",
             "downgrade-check-time",
-            "corrupt-check-time",
             "compact-hash-check-time",
             "distributed-tracing-address",
             "distributed-tracing-service-name",
             "distributed-tracing-instance-id",
             "distributed-tracing-sampling-rate",
             "warning-unary-request-duration",
-            "experimental-corrupt-check-time",
             "experimental-compact-hash-check-time",
             "experimental-compaction-batch-limit",
             "experimental-compaction-sleep-interval",
@@ -275,7 +288,6 @@ _IGNORED: Final = (
             "enable-distributed-tracing",
             "memory-mlock",
             "stop-grpc-service-on-defrag",
-            "experimental-initial-corrupt-check",
             "experimental-compact-hash-check-enabled",
             "experimental-enable-lease-checkpoint",
             "experimental-enable-lease-checkpoint-persist",

@@ -88,6 +88,8 @@ class ServerConfig:
     wal_segment_bytes: int = 16 * _MIB
     backend_batch_interval_ms: int = 100
     backend_batch_limit: int = 10_000
+    corrupt_check_time_s: float = 0.0
+    initial_corrupt_check: bool = False
 
     grpc_keepalive_min_time_s: float = 5.0
     grpc_keepalive_interval_s: float = 7200.0
@@ -192,6 +194,8 @@ class ServerConfig:
         ):
             if not least_s <= value_s <= 86_400:
                 raise ConfigError(f"--{flag}[{value_s:g}s] must be between 0 and 24h")
+        if self.corrupt_check_time_s < 0:
+            raise ConfigError(f"--corrupt-check-time[{self.corrupt_check_time_s:g}s] must not be negative")
 
     def _check_cluster(self) -> None:
         if not self.advertise_client_urls:
@@ -211,7 +215,8 @@ class ServerConfig:
 
     def _check_limits(self) -> None:
         _check_range("max-request-bytes", self.max_request_bytes, 1024, 100 * _MIB)
-        _check_range("quota-backend-bytes", self.quota_backend_bytes, 16 * _MIB, 1 << 42)
+        if self.quota_backend_bytes >= 0:  # negative: no quota
+            _check_range("quota-backend-bytes", self.quota_backend_bytes, _MIB, 1 << 42)
         _check_range("max-txn-ops", self.max_txn_ops, 1, 1 << 20)
         _check_range("max-concurrent-streams", self.max_concurrent_streams, 1, 2**32 - 1)
         _check_range("max-concurrent-requests", self.max_concurrent_requests, 1, 1 << 20)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from kvserver.metrics.instruments import LatencyHistogram
-from kvserver.metrics.states import LogWindowState, NodeState, PeerState
+from kvserver.metrics.states import LogWindowState, NodeState, PeerState, SpaceState
 
 __all__ = ["counter", "gauge", "histogram", "node_families", "process_memory_families"]
 
@@ -58,8 +58,17 @@ def node_families(state: NodeState) -> Iterator[Metric]:
     server_id = GaugeMetricFamily("etcd_server_id", "This member's id, as a label.", labels=["server_id"])
     server_id.add_metric([f"{state.member_id:x}"], 1)
     yield server_id
+    yield _space_family(state.space)
     yield from _log_window_families(state.log_window)
     yield from _peer_families(state.peers)
+
+
+def _space_family(space: SpaceState) -> Metric:
+    family = GaugeMetricFamily("kvserver_disk_space_short", "1 while disk space is wanting there and writes are refused.", labels=["what"])
+    family.add_metric(["store"], space.store_full)
+    family.add_metric(["wal_spare"], space.spare_missing)
+    family.add_metric(["wal"], space.append_held)
+    return family
 
 
 def _log_window_families(window: LogWindowState) -> Iterator[Metric]:

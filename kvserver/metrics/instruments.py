@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["DISK_BUCKETS_S", "REQUEST_BUCKETS_S", "ROUND_TRIP_BUCKETS_S", "Counter", "LatencyHistogram"]
+__all__ = ["DISK_BUCKETS_S", "REQUEST_BUCKETS_S", "ROUND_TRIP_BUCKETS_S", "CheckProgress", "Counter", "LatencyHistogram"]
 
 DISK_BUCKETS_S: Final = tuple(0.001 * 2**power for power in range(14))
 """1 ms to 8 s, doubling: etcd's buckets for fsync and commit, so that its dashboards fit."""
@@ -22,6 +23,19 @@ REQUEST_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 
 ROUND_TRIP_BUCKETS_S: Final = tuple(0.0001 * 2**power for power in range(16))
 """0.1 ms to 3.3 s, doubling: etcd's buckets for round trips to peers."""
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckProgress:
+    """How far the periodic check of the store is: rows looked at, runs finished, damaged places reported, and when the last run ended.
+
+    `last_finished_s` is Unix time, 0 before the first run has ended.
+    """
+
+    rows: int = 0
+    runs: int = 0
+    damaged: int = 0
+    last_finished_s: float = 0.0
 
 
 class Counter:

@@ -26,7 +26,7 @@ from kvserver.metrics.families import (
     node_families,
     process_memory_families,
 )
-from kvserver.metrics.instruments import DISK_BUCKETS_S, REQUEST_BUCKETS_S, Counter, LatencyHistogram
+from kvserver.metrics.instruments import DISK_BUCKETS_S, REQUEST_BUCKETS_S, CheckProgress, Counter, LatencyHistogram
 from kvserver.metrics.states import NodeSource
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "RpcMetrics"]
@@ -77,6 +77,7 @@ class Metrics(Collector):
         self.snapshot_sent_bytes = Counter()
         self.snapshot_received_bytes = Counter()
         self.log_window_pins_expired = Counter()
+        self.corrupt_check = CheckProgress()
         self.snapshots_sent: LabelCounter[str] = LabelCounter()
         self.snapshot_send_failures: LabelCounter[str] = LabelCounter()
         self.log_window_compactions: LabelCounter[str] = LabelCounter()
@@ -137,6 +138,14 @@ class Metrics(Collector):
             "kvserver_log_window_compactions", "Compactions of the log window, by reason.", "reason", self.log_window_compactions
         )
         yield counter("kvserver_log_window_pins_expired", "Pins that ended at their limit.", self.log_window_pins_expired.value)
+        yield counter("kvserver_corrupt_check_rows", "Rows of the store that the periodic check has read.", self.corrupt_check.rows)
+        yield counter("kvserver_corrupt_check_runs", "Runs of the periodic check that have ended.", self.corrupt_check.runs)
+        yield counter("kvserver_corrupt_check_damaged", "Damaged places that the periodic check has reported.", self.corrupt_check.damaged)
+        yield gauge(
+            "kvserver_corrupt_check_last_finished_seconds",
+            "When the periodic check last came to its end, in Unix time; 0 if never.",
+            self.corrupt_check.last_finished_s,
+        )
 
     def _histograms(self) -> Iterator[Metric]:
         yield histogram("etcd_disk_wal_fsync_duration_seconds", "Latency of fsync of the write-ahead log.", self.wal_fsync_seconds)

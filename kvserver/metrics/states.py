@@ -51,6 +51,15 @@ class LogWindowState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceState:
+    """Where disk space is wanting: the store's commits, the WAL's segment in reserve, a write of the WAL itself."""
+
+    store_full: bool = False
+    spare_missing: bool = False
+    append_held: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
     """This member, now. Sizes in bytes; `proposals_pending` and `proposals_pending_bytes` count unanswered writes;
     `keys` is None where counting them would cost something."""
@@ -69,6 +78,7 @@ class NodeState:
     db_bytes: int = 0
     db_in_use_bytes: int = 0
     keys: int | None = None
+    space: SpaceState = SpaceState()
     log_window: LogWindowState = LogWindowState()
     peers: tuple[PeerState, ...] = ()
 

@@ -23,10 +23,9 @@ Source: etcd's mvcc (scheduled and finished compaction); the walk by predecessor
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from kvserver.errors import CompactedError, CorruptError, FutureRevisionError
+from kvserver.errors import CompactedError, FutureRevisionError
 from kvserver.mvcc import keyspace, layout
 from kvserver.mvcc.layout import HISTORY, META, NO_REVISION, REV
 from kvserver.pb.kv_pb2 import KeyValue
@@ -47,16 +46,15 @@ class _Change(NamedTuple):
 class Compactor:
     """The compacted revision and the removal that follows it."""
 
-    def __init__(self, writer: keyspace.Writer, on_corrupt: Callable[[str], None]) -> None:
+    def __init__(self, writer: keyspace.Writer) -> None:
         self._writer = writer
-        self._on_corrupt = on_corrupt
         self._cursor = NO_REVISION
         self.scheduled = NEVER
         self.finished = NEVER
-        self._target = NEVER
+        self.target = NEVER
         data = writer.reader.get(META, STATE_KEY)
         if data is not None:
-            self.scheduled, self.finished, self._target, self._cursor = _STATE.unpack(data)
+            self.scheduled, self.finished, self.target, self._cursor = _STATE.unpack(data)
 
     @property
     def pending(self) -> bool:
@@ -75,7 +73,7 @@ class Compactor:
         if revision > current_revision:
             raise FutureRevisionError
         self.scheduled = revision
-        if self._target <= self.finished:
+        if self.target <= self.finished:
             self._begin()
         self._save()
 
@@ -83,27 +81,23 @@ class Compactor:
         """Remove what up to `max_records` changes superseded; True while there is more to do.
 
         Raises:
-            CorruptError: a record fails its checksum; this slice removed nothing.
+            CorruptError: a row fails its checksum. The cursor stays in front of this slice; what it had removed by then is whole changes,
+                and to remove them again does no harm.
         """
-        end = layout.pack_revision(self._target + 1, 0)
+        end = layout.pack_revision(self.target + 1, 0)
         # The slice is collected first: an iterator doesn't survive writing.
         changes: list[_Change] = []
-        for done, (revision, raw) in enumerate(self._writer.reader.iterate_raw(REV, self._cursor, end)):
+        for done, (revision, record) in enumerate(self._writer.reader.iterate_views(REV, self._cursor, end)):
             if done == max_records:
                 self._remove(changes)
                 self._cursor = revision
                 self._save()
                 return True
-            record = bytes(raw)
-            if not layout.is_intact(revision, record):
-                main, sub = layout.unpack_revision(revision)
-                self._on_corrupt(f"the record of revision {main}.{sub} fails its checksum; compaction stops in front of it")
-                raise CorruptError
             header = layout.unpack_header(record)
-            key = _key_of(record) if header.tombstone and layout.main_of(revision) < self._target else None
+            key = _key_of(record) if header.tombstone and layout.main_of(revision) < self.target else None
             changes.append(_Change(revision, header, key))
         self._remove(changes)
-        self.finished = self._target
+        self.finished = self.target
         self._cursor = NO_REVISION
         if self.pending:
             self._begin()
@@ -111,7 +105,7 @@ class Compactor:
         return self.pending
 
     def _begin(self) -> None:
-        self._target = self.scheduled
+        self.target = self.scheduled
         self._cursor = layout.pack_revision(max(self.finished, 0), 0)
 
     def _remove(self, changes: list[_Change]) -> None:
@@ -121,17 +115,18 @@ class Compactor:
                 writer.delete(REV, header.previous)
                 writer.delete(HISTORY, header.key_id + header.previous)
             if dead_key is not None:
-                writer.delete(REV, revision)
-                writer.delete(HISTORY, header.key_id + revision)
+                # The index first: looking there may meet damage, and then the tombstone must still be there to be found again.
                 entry = keyspace.find_any(writer.reader, dead_key)
                 if entry is not None and entry.revision == revision:
                     keyspace.forget(writer, dead_key)
+                writer.delete(REV, revision)
+                writer.delete(HISTORY, header.key_id + revision)
 
     def _save(self) -> None:
-        self._writer.put(META, STATE_KEY, _STATE.pack(self.scheduled, self.finished, self._target, self._cursor))
+        self._writer.put(META, STATE_KEY, _STATE.pack(self.scheduled, self.finished, self.target, self._cursor))
 
 
-def _key_of(record: bytes) -> bytes:
+def _key_of(record: bytes | memoryview) -> bytes:
     kv = KeyValue()
     layout.parse_key_value(record, kv)
     return kv.key

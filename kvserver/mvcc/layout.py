@@ -14,13 +14,13 @@
                             17  16 the key's previous revision,      16  16  key id                         superseded it
                                    or zeros                          32  8   create revision
                             33  n  KeyValue, as etcd marshals it     40  8   version, 0: deleted
-                            -4  4  CRC-32C, little-endian            48  8   lease
+                                                                     48  8   lease
 
 Rules
 - A *key id* is the revision of the first change in the key's history that isn't compacted: it names the history without naming the key, so
   history keys are short and of fixed length however long the key is.
-- The checksum covers the revision and everything in front of it, so that a record can't be taken for another one's. It stands at the end in
-  little-endian order because then the checksum of the whole is one constant (`_RESIDUE`): verifying needs no copy of a large record.
+- No checksum stands here: on disk every row of every table has one, over table, key and value, which storage puts on and checks
+  (storage.seal). What is read here was verified, or DamagedRowError was raised.
 - Same commands, same bytes: nothing here depends on a clock, on chance, or on how far a compaction has got.
 
 Source: etcd's mvcc package for the shape of a revision and of KeyValue; the index on disk is ours (etcd keeps it in memory).
@@ -30,8 +30,6 @@ from __future__ import annotations
 
 import struct
 from typing import Final, NamedTuple, cast
-
-import google_crc32c
 
 from kvserver.pb.kv_pb2 import KeyValue
 
@@ -46,12 +44,9 @@ TABLES: Final = (b"meta", b"rev", b"key", b"gone", b"long", b"history")
 NO_REVISION: Final = bytes(16)
 TOMBSTONE: Final = 1
 HEADER_BYTES: Final = 33
-CRC_BYTES: Final = 4
 
-_RESIDUE: Final = 0x48674BC7
 _REVISION: Final = struct.Struct(">QQ")
 _ENTRY: Final = struct.Struct(">16s16sQQq")
-_CRC: Final = struct.Struct("<I")
 _SMALL_BYTES: Final = 4096
 """Values up to this are marshaled as part of their message, larger ones are spared that copy."""
 _VALUE_TAG: Final = b"\x2a"
@@ -119,50 +114,32 @@ def encode_put(
     if len(value) <= _SMALL_BYTES:
         kv.value = value
         kv.lease = lease
-        return _seal(revision, _FLAGS[0] + key_id + previous + kv.SerializeToString())
+        return _FLAGS[0] + key_id + previous + kv.SerializeToString()
     parts = [_FLAGS[0], key_id, previous, kv.SerializeToString(), _VALUE_TAG, _varint(len(value)), value]
     if lease:
         parts.append(KeyValue(lease=lease).SerializeToString())
-    return _seal_large(revision, parts)
+    return b"".join(parts)
 
 
-def encode_tombstone(revision: bytes, key_id: bytes, previous: bytes, key: bytes) -> bytes:
+def encode_tombstone(key_id: bytes, previous: bytes, key: bytes) -> bytes:
     """The record of a deletion: its KeyValue holds the key alone."""
-    return _seal(revision, _FLAGS[1] + key_id + previous + KeyValue(key=key).SerializeToString())
-
-
-def is_intact(revision: bytes, record: bytes) -> bool:
-    """Whether the record is what was written under `revision`."""
-    return len(record) > HEADER_BYTES + CRC_BYTES and google_crc32c.extend(google_crc32c.value(revision), record) == _RESIDUE
+    return _FLAGS[1] + key_id + previous + KeyValue(key=key).SerializeToString()
 
 
 def unpack_header(record: bytes | memoryview) -> RecordHeader:
-    """The front of a record; doesn't verify it."""
+    """The front of a record."""
     front = bytes(record[:HEADER_BYTES])
     return RecordHeader(front[0] == TOMBSTONE, front[1:17], front[17:33])
 
 
 def key_value_of(record: bytes | memoryview) -> memoryview:
     """The marshaled KeyValue within a record; no copy."""
-    return memoryview(record)[HEADER_BYTES:-CRC_BYTES]
+    return memoryview(record)[HEADER_BYTES:]
 
 
 def parse_key_value(record: bytes | memoryview, into: KeyValue) -> None:
     """Merge a record's KeyValue into an empty message."""
     into.MergeFromString(cast("bytes", key_value_of(record)))  # any buffer will do, the stubs say bytes
-
-
-def _seal(revision: bytes, body: bytes) -> bytes:
-    return body + _CRC.pack(google_crc32c.extend(google_crc32c.value(revision), body))
-
-
-def _seal_large(revision: bytes, parts: list[bytes]) -> bytes:
-    """As `_seal` of the joined parts, without joining them first."""
-    crc: int = google_crc32c.value(revision)
-    for part in parts:
-        crc = google_crc32c.extend(crc, part)
-    parts.append(_CRC.pack(crc))
-    return b"".join(parts)
 
 
 def _varint(number: int) -> bytes:
@@ -172,3 +149,15 @@ def _varint(number: int) -> bytes:
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+def describe_row(table: int, key: bytes) -> str:
+    """A row in words, for messages."""
+    name = TABLES[table].decode()
+    if table == META:
+        return f"the row {key.decode(errors='replace')!r} of table {name}"
+    if table == REV and len(key) == len(NO_REVISION):
+        main, sub = unpack_revision(key)
+        return f"the record of revision {main}.{sub}"
+    shown = repr(key[:60])[1:] + ("..." if len(key) > 60 else "")
+    return f"the row {shown} of table {name}"

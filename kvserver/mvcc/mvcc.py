@@ -56,7 +56,7 @@ class Mvcc:
         self._revision = int(current_revision)
         self._on_corrupt = on_corrupt
         self._has_lease = has_lease
-        self.compactor = Compactor(writer, on_corrupt)
+        self.compactor = Compactor(writer)
 
     @property
     def current_revision(self) -> Revision:

@@ -6,7 +6,8 @@ Rules
 - Read-only and synchronous; the work is proportional to the keys in the range, so callers bound it or leave the loop (`scan_budget`).
 - The limit cuts after sorting and after the revision filters; `count` counts before both.
 - Values are read only for what is returned (and for sorting by value): sorting a million keys by revision holds a million small tuples.
-- A record that fails its checksum is never served: CorruptError, and `on_corrupt` is told which one.
+- Every row is verified below, in storage: one that fails raises CorruptError there, and is reported. A record that the index names and
+  that isn't there is the same, found here.
 
 Source: the client contract's Range row; etcd's apply.go for the order of errors.
 """
@@ -14,7 +15,7 @@ Source: the client contract's Range row; etcd's apply.go for the order of errors
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 from kvserver.errors import CompactedError, CorruptError, EmptyKeyError, FutureRevisionError
 from kvserver.mvcc import keyspace, layout
@@ -103,20 +104,13 @@ class Snapshot(NamedTuple):
         """
         layout.parse_key_value(self.record(revision), into)
 
-    def record(self, revision: bytes) -> bytes:
-        """The verified record of a revision. Raises CorruptError."""
-        record = self.reader.get(REV, revision)
+    def record(self, revision: bytes) -> memoryview:
+        """The record of a revision that the index names. Raises CorruptError."""
+        record = self.reader.get_view(REV, revision)
         if record is None:
-            self.reject(revision, "is missing")
-        if not layout.is_intact(revision, record):
-            self.reject(revision, "fails its checksum")
+            self.on_corrupt(f"{layout.describe_row(REV, revision)} is missing")
+            raise CorruptError
         return record
-
-    def reject(self, revision: bytes, why: str) -> NoReturn:
-        """Report a damaged record and refuse to serve it. Raises CorruptError."""
-        main, sub = layout.unpack_revision(revision)
-        self.on_corrupt(f"the record of revision {main}.{sub} {why}")
-        raise CorruptError
 
     def _at(self, key: bytes, entry: Entry, revision: int) -> Found | None:
         """The key as it was at a revision older than the newest."""

@@ -157,7 +157,7 @@ class WriteTxn:
         writer = self._writer
         revision = layout.pack_revision(self._begin.revision + 1, self.changes)
         writer.put(HISTORY, old.key_id + old.revision, layout.pack_superseded(False, revision))
-        writer.put(REV, revision, layout.encode_tombstone(revision, old.key_id, old.revision, key))
+        writer.put(REV, revision, layout.encode_tombstone(old.key_id, old.revision, key))
         keyspace.store_gone(writer, key, layout.pack_entry(revision, old.key_id, 0, 0, 0))
         self.changes += 1
 

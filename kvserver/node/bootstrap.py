@@ -10,7 +10,8 @@ Rules
 - A new member creates its WAL atomically; the store follows with its first commit (a joining member's comes first). A WAL without a store
   is applied again from its first entry, if it still has that (a crash right after the founding, or a store that was lost); otherwise the
   start is refused.
-- A snapshot that the WAL's marker names but the store does not hold yet is installed before anything else.
+- A snapshot that the WAL's marker names but the store does not hold yet is installed before anything else; a damaged one is refused and
+  the store stays as it is. A received snapshot without a marker is dropped: store and WAL reach on without it.
 
 Errors: BootstrapError (and the WAL's and the store's own) say what is wrong with which path and what to do.
 """
@@ -22,17 +23,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kvserver.apply import Store
+from kvserver.apply import Store, inspect
 from kvserver.config import ServerConfig
 from kvserver.errors import KvError
 from kvserver.logs import Logger
+from kvserver.mvcc import FIRST_REVISION
+from kvserver.node import refusals
 from kvserver.node.compaction import WindowLimits
 from kvserver.node.directory import DataDirectory
 from kvserver.node.joining import ask_cluster, has_taken_part
 from kvserver.node.log_window import LogWindow
 from kvserver.node.membership import cluster_id, conf_state_of, initial_members
+from kvserver.node.refusals import REPLACE
 from kvserver.node.window_loader import WindowLoader
-from kvserver.snapshot import cleanup, list_received
+from kvserver.snapshot import cleanup, list_received, remove_received
 from kvserver.types import ClusterId, ConfState, Member, NodeId
 from raft.types import HardState, Index, Term
 from wal import Marker, Metadata, Recovered, Wal, read_metadata
@@ -60,17 +64,13 @@ class Origin:
 
 async def begin(config: ServerConfig, directory: DataDirectory, store: Store, limits: WindowLimits, log: Logger) -> Origin:
     """Start from `directory`, whose store is open. Blocks for as long as the WAL takes to read."""
-    removed = cleanup(directory.snap)
+    removed = cleanup(directory.snap, files=directory.files)
     if removed:
         log.info("removed unfinished snapshot files of an earlier run", count=len(removed))
-    if Wal.exists(directory.wal):
+    if Wal.exists(directory.wal, files=directory.files):
         return await _restart(config, directory, store, limits, log)
     if store.applied_index > FOUNDING.index:
-        raise BootstrapError(
-            f"the WAL directory {directory.wal} is missing or empty, but the store {directory.store} holds {store.applied_index} "
-            "applied entries: put the WAL back; if it is lost for good, "
-            "remove this member from the cluster and add it anew with an empty data directory"
-        )
+        raise BootstrapError(refusals.wal_missing(directory.wal, directory.store, store.applied_index))
     if config.initial_cluster_state == "existing":
         return await _join(config, directory, store, log)
     return await _found(config, directory, store, log)
@@ -82,7 +82,7 @@ async def _found(config: ServerConfig, directory: DataDirectory, store: Store, l
     members = members_of(config)
     own = next(member for member in members.values() if member.name == config.name)
     identity = cluster_id(members)
-    if await has_taken_part(config, own.id):
+    if await has_taken_part(config, own.id, identity):
         raise BootstrapError(
             f"member {own.id:x} ({own.name}) has already been bootstrapped, and its data directory {directory.root} is empty: what it "
             "voted and acknowledged is forgotten. Put the directory back, or remove the member "
@@ -90,13 +90,18 @@ async def _found(config: ServerConfig, directory: DataDirectory, store: Store, l
         )
     if store.is_empty:
         _give_founding_state(config, store, identity, members)
+    elif store.cluster_id != identity and store.current_revision > FIRST_REVISION:
+        raise BootstrapError(
+            f"the store {directory.store} was restored from a snapshot, and the WAL {directory.wal} that belongs to it is missing: put it "
+            f"back, or restore the snapshot again to a new data directory (docs/operations/backup-and-restore.md)"
+        )
     elif store.cluster_id != identity:
         raise BootstrapError(
             f"the store {directory.store} was begun for another cluster, {store.cluster_id:x}, the flags mean {identity:x}: "
             "remove the data directory (nothing was ever written to it) and start again"
         )
     metadata = Metadata(cluster_id=identity, member_id=own.id)
-    wal = Wal.create(directory.wal, metadata, marker=FOUNDING, segment_size_bytes=config.wal_segment_bytes)
+    wal = Wal.create(directory.wal, metadata, marker=FOUNDING, files=directory.files, segment_size_bytes=config.wal_segment_bytes)
     hard_state = HardState(term=FOUNDING.term, commit=FOUNDING.index)
     log.info("founded a new cluster", cluster_id=f"{identity:x}", member_id=f"{own.id:x}", members=len(members))
     return Origin(cluster_id=identity, member_id=own.id, wal=wal, window=_window_behind(FOUNDING, hard_state, store), hard_state=hard_state)
@@ -115,7 +120,7 @@ async def _join(config: ServerConfig, directory: DataDirectory, store: Store, lo
             f"of {invitation.cluster_id:x}: remove the data directory (nothing was ever written to it) and start again"
         )
     metadata = Metadata(cluster_id=invitation.cluster_id, member_id=invitation.member_id)
-    wal = Wal.create(directory.wal, metadata, segment_size_bytes=config.wal_segment_bytes)
+    wal = Wal.create(directory.wal, metadata, files=directory.files, segment_size_bytes=config.wal_segment_bytes)
     log.info("joining a running cluster", cluster_id=f"{invitation.cluster_id:x}", member_id=f"{invitation.member_id:x}")
     return Origin(
         cluster_id=invitation.cluster_id,
@@ -150,11 +155,17 @@ def _window_behind(marker: Marker, hard_state: HardState, store: Store) -> LogWi
 
 async def _restart(config: ServerConfig, directory: DataDirectory, store: Store, limits: WindowLimits, log: Logger) -> Origin:
     """A start from an existing directory."""
-    metadata = read_metadata(directory.wal)
+    metadata = read_metadata(directory.wal, files=directory.files)
     _check_same_cluster(config, directory.root, store, metadata)
     loader = WindowLoader(store.applied_index, limits)
     wal, recovered = Wal.open(
-        directory.wal, metadata, loader, applied_index=store.applied_index, segment_size_bytes=config.wal_segment_bytes
+        directory.wal,
+        metadata,
+        loader,
+        applied_index=store.applied_index,
+        applied_term=store.applied_term,
+        files=directory.files,
+        segment_size_bytes=config.wal_segment_bytes,
     )
     if recovered.repaired is not None:
         log.warning("repaired the end of the WAL", what=recovered.repaired)
@@ -163,8 +174,7 @@ async def _restart(config: ServerConfig, directory: DataDirectory, store: Store,
     except BaseException:
         wal.close()
         raise
-    for leftover in list_received(directory.snap):
-        leftover.path.unlink()  # what the marker named is installed by now; the rest never got a marker
+    remove_received(directory.snap, files=directory.files)  # what the marker named is installed by now; the rest never got a marker
     window = loader.finish(recovered, recovered.hard_state, store.conf_state, lambda: (store.durable_index, store.conf_state))
     log.info(
         "restarted from the data directory",
@@ -189,49 +199,67 @@ async def _complete_store(
 ) -> None:
     """Bring the store to where the WAL says it was: begin it again, or finish an install."""
     marker = recovered.marker
-    if marker is not None and marker.index > store.applied_index and not store.is_empty:
-        await _finish_install(directory, store, marker.index, log)
+    if marker is not None and marker.index > store.applied_index and (not store.is_empty or _find_received(directory, marker) is not None):
+        await _finish_install(directory, store, marker, log)
     elif store.is_empty:
         _bootstrap_again(config, directory, store, metadata, recovered)
     elif recovered.first_index > store.applied_index + 1:
-        raise BootstrapError(
-            f"the WAL {directory.wal} begins at index {recovered.first_index}, the store {directory.store} is at index "
-            f"{store.applied_index}: what lies between is lost on this member. "
-            "Remove it from the cluster and add it anew with an empty data directory"
-        )
+        raise BootstrapError(refusals.gap(directory.wal, recovered.first_index, directory.store, store.applied_index))
 
 
 def _bootstrap_again(config: ServerConfig, directory: DataDirectory, store: Store, metadata: Metadata, recovered: Recovered) -> None:
     """There is a WAL and no store: if the WAL reaches back to the first entry, everything is applied again; otherwise nothing can bring
     it back."""
     if recovered.first_index != FOUNDING.index + 1 or recovered.marker != FOUNDING:
-        raise BootstrapError(
-            f"the store {directory.store} is missing, and the WAL {directory.wal} begins at index "
-            f"{recovered.first_index}: what came before is lost on this member. "
-            "Remove it from the cluster and add it anew with an empty data directory; of a single node, restore a saved snapshot"
-        )
+        raise BootstrapError(refusals.store_missing(directory.store, directory.wal, recovered.first_index))
     members = members_of(config)
     identity = cluster_id(members)
     if identity != metadata.cluster_id:
         raise BootstrapError(
             f"the store {directory.store} is missing, and the flags mean another cluster ({identity:x}) than the WAL "
-            f"({metadata.cluster_id:x}): start with the flags that the cluster was founded with, "
-            "so that the store can be built again from the WAL"
+            f"({metadata.cluster_id:x}): start with the flags that the cluster was founded with, so that the store can be built again from "
+            f"the WAL; if the cluster began with a restored snapshot, that is lost on this member: {REPLACE}"
+        )
+    own = next((member for member in members.values() if member.name == config.name), None)
+    if own is None or own.id != metadata.member_id:
+        raise BootstrapError(
+            f"the store {directory.store} is missing, and the WAL {directory.wal} is another member's, {metadata.member_id:x}, not "
+            f"{config.name}'s: check --name, --data-dir and --wal-dir"
         )
     _give_founding_state(config, store, identity, members)
 
 
-async def _finish_install(directory: DataDirectory, store: Store, index: Index, log: Logger) -> None:
-    """A crash came between the WAL's marker and the swap of the store: swap it now."""
-    received = next((found for found in list_received(directory.snap) if found.index == index), None)
+def _find_received(directory: DataDirectory, marker: Marker) -> Path | None:
+    """The received snapshot of this position, if it is there."""
+    return next(
+        (
+            found.path
+            for found in list_received(directory.snap, files=directory.files)
+            if (found.index, found.term) == (marker.index, marker.term)
+        ),
+        None,
+    )
+
+
+async def _finish_install(directory: DataDirectory, store: Store, marker: Marker, log: Logger) -> None:
+    """A crash came between the WAL's marker and the swap of the store: swap it now. The store is not touched before the file is checked."""
+    received = _find_received(directory, marker)
     if received is None:
+        raise BootstrapError(refusals.snapshot_missing(marker, directory.store, store.applied_index, directory.snap))
+    try:
+        found = inspect(received)
+    except KvError as error:
         raise BootstrapError(
-            f"the WAL says that a snapshot at index {index} was installed, but the store {directory.store} is at index "
-            f"{store.applied_index} and no received snapshot lies in {directory.snap}: "
-            "restore the file, or remove this member from the cluster and add it anew"
+            f"the WAL says that a snapshot at index {marker.index} was installed, but the received file is damaged: {error}. "
+            f"Put an intact copy back; if there is none, {REPLACE}"
+        ) from error
+    if (found.index, found.term) != (marker.index, marker.term):
+        raise BootstrapError(
+            f"the received snapshot {received} holds a store at index {found.index} (term {found.term}), but the WAL says index "
+            f"{marker.index} (term {marker.term}): put the right file back; if there is none, {REPLACE}"
         )
-    await store.install(received.path)
-    log.info("applied snapshot", index=index, resumed=True)
+    await store.install(received)
+    log.info("applied snapshot", index=marker.index, resumed=True)
 
 
 def _check_same_cluster(config: ServerConfig, root: Path, store: Store, metadata: Metadata) -> None:
@@ -242,10 +270,7 @@ def _check_same_cluster(config: ServerConfig, root: Path, store: Store, metadata
             "remove the directory and add it as a new member"
         )
     if store.cluster_id not in (0, metadata.cluster_id):
-        raise BootstrapError(
-            f"data directory {root}: the store belongs to cluster {store.cluster_id:x}, the WAL to another cluster, "
-            f"{metadata.cluster_id:x}: put back the parts that belong together"
-        )
+        raise BootstrapError(refusals.other_cluster(root, store.cluster_id, metadata.cluster_id))
     token = store.membership.cluster_token
     if token and config.initial_cluster_token not in (DEFAULT_CLUSTER_TOKEN, token):
         raise BootstrapError(

@@ -3,9 +3,10 @@
     <data-dir>/member/lock     held (flock) by the one process that uses the directory
     <data-dir>/member/wal/     the write-ahead log (or `--wal-dir`)
     <data-dir>/member/snap/    the store (`db`) and snapshot files
+    <wal-dir>.lock             with `--wal-dir`: held likewise, so that two data directories can't share one log
 
-Rules: mode 0700; the lock is taken before anything else is touched and released by closing it. A directory that can't be used is one
-clear error.
+Rules: mode 0700; the locks are taken before anything else is touched and released by closing them. A directory that can't be used is one
+clear error. etcd's directory is recognised before anything is made in it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,16 @@ import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from kvserver.errors import KvError
+from kvserver.node.foreign import find_etcd_file
+from wal import Files, OsFiles
+
+OS_FILES: Final = OsFiles()
+
+RESTORING: Final = "member.restoring"
+"""Where `kvctl snapshot restore` builds what it then renames to `member`."""
 
 
 class DataDirectoryError(KvError):
@@ -30,7 +39,8 @@ class DataDirectory:
     root: Path
     wal: Path
     snap: Path
-    _lock_descriptor: int
+    files: Files
+    _locks: list[int]
 
     @property
     def store(self) -> Path:
@@ -38,45 +48,73 @@ class DataDirectory:
         return self.snap / "db"
 
     def close(self) -> None:
-        """Release the lock. May be called twice."""
-        if self._lock_descriptor >= 0:
-            os.close(self._lock_descriptor)
-            self._lock_descriptor = -1
+        """Release the locks. May be called twice."""
+        while self._locks:
+            os.close(self._locks.pop())
 
 
-def open_data_directory(root: Path, wal: Path) -> DataDirectory:
-    """Create what is missing and lock it.
+def open_data_directory(root: Path, wal: Path, *, files: Files = OS_FILES) -> DataDirectory:
+    """Create what is missing and lock it. What lies in it is reached through `files` (the lock and LMDB's file excepted).
 
     Raises:
-        DataDirectoryError: not writable, not a directory, or in use by another process.
+        DataDirectoryError: not writable, not a directory, etcd's, or in use by another process.
     """
     member = root / "member"
     snap = member / "snap"
+    directory = DataDirectory(root=root, wal=wal, snap=snap, files=files, _locks=[])
     try:
-        for directory in (root, member, snap, wal.parent):
-            _make_durably(directory)
-        descriptor = os.open(member / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _refuse_etcd(directory)
+        _refuse_unfinished_restore(directory)
+        for made in (root, member, snap, wal.parent):
+            _make_durably(made, files)
+        directory._locks.append(_lock(member / "lock", f"data directory {root}"))
+        if wal != member / "wal":
+            directory._locks.append(_lock(wal.with_name(wal.name + ".lock"), f"WAL directory {wal}"))
     except OSError as error:
+        directory.close()
         raise DataDirectoryError(f"data directory {root} can't be used: {error.strerror}: {error.filename}") from error
+    except BaseException:
+        directory.close()
+        raise
+    return directory
+
+
+def _refuse_etcd(directory: DataDirectory) -> None:
+    found = find_etcd_file(directory.store, directory.wal)
+    if found is not None:
+        raise DataDirectoryError(
+            f"data directory {directory.root} is etcd's ({found} is in etcd's format): kvserver can't run from it, nothing was changed. "
+            "Choose another --data-dir; to move the data, start etcd and copy the keys over"
+        )
+
+
+def _refuse_unfinished_restore(directory: DataDirectory) -> None:
+    part = directory.root / RESTORING
+    if part.exists():
+        raise DataDirectoryError(
+            f"data directory {directory.root}: a restore was begun and not finished ({part}): run `kvctl snapshot restore` again. "
+            "Starting from here would found an empty cluster"
+        )
+
+
+def _lock(path: Path, what: str) -> int:
+    """Lock a file, for as long as the descriptor that this returns is open. Raises OSError, DataDirectoryError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise DataDirectoryError(f"data directory {root} is in use by another kvserver process") from error
-        raise DataDirectoryError(f"data directory {root} can't be locked: {error.strerror}") from error
-    return DataDirectory(root=root, wal=wal, snap=snap, _lock_descriptor=descriptor)
+            raise DataDirectoryError(f"{what} is in use by another kvserver process") from error
+        raise DataDirectoryError(f"{what} can't be locked: {error.strerror}") from error
+    return descriptor
 
 
-def _make_durably(directory: Path) -> None:
+def _make_durably(directory: Path, files: Files) -> None:
     """Make the directory and what it lies in; its name survives a power cut, as what is going to be fsynced inside must."""
-    if directory.is_dir():
+    if files.is_directory(directory):
         return
     if not directory.parent.exists():
-        _make_durably(directory.parent)
-    directory.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        _make_durably(directory.parent, files)
+    files.make_directory(directory)
+    files.fsync_dir(directory.parent)

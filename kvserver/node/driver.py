@@ -22,15 +22,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from time import perf_counter
 from typing import Final, Protocol
 
 from kvserver.node.append_queue import AppendQueue
 from kvserver.node.apply_queue import ApplyQueue
-from kvserver.node.compaction import Decision, Role, Situation, WindowLimits, decide, is_within_slack
+from kvserver.node.compaction import Decision, WindowLimits
 from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
+from kvserver.node.proposal_batches import WaitingProposal, next_batch
+from kvserver.node.window_keeper import WindowKeeper
 from kvserver.types import NodeId
 from raft.confchange import ConfChange
 from raft.errors import InvalidMessageError, ProposalDroppedError, RaftError, StepLocalMessageError, StepPeerNotFoundError
@@ -39,9 +40,7 @@ from raft.raw_node import RawNode
 from raft.ready import Ready
 from raft.types import NO_NODE, Index, Term
 
-MAX_PROPOSAL_BATCH: Final = 256
-MAX_PROPOSAL_BATCH_BYTES: Final = 1 << 20
-"""What one hand-over to raft carries at most: a batch is taken or dropped as a whole."""
+SMALL_PROPOSAL_BYTES: Final = 16 << 10
 
 
 class Outbox(Protocol):
@@ -55,21 +54,6 @@ class Durability(Protocol):
 
     @property
     def durable_index(self) -> Index: ...
-
-
-class WaitingProposal(Protocol):
-    """A proposal on its way to raft: an entry's data or a configuration change."""
-
-    @property
-    def content(self) -> bytes | ConfChange: ...
-    @property
-    def is_wanted(self) -> bool:
-        """Somebody still waits for it; otherwise it is dropped before raft sees it."""
-        ...
-
-    def taken(self, term: Term) -> None:
-        """Raft has it, under this term: from here on it may be applied."""
-        ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,7 +97,7 @@ class Driver:
         self._peers = peers
         self._outbox = outbox
         self._durability = durability
-        self._limits = limits
+        self._keeper = WindowKeeper(window, peers, limits)
         self._tick_s = tick_s
         self._hooks = hooks
         self._loop = asyncio.get_running_loop()
@@ -199,10 +183,11 @@ class Driver:
     # --- inputs --------------------------------------------------------------------------------------------------------------------------
 
     def propose(self, proposal: WaitingProposal) -> None:
-        """Hand the proposal to raft: now if the disk is idle, else with the next turn, together with all others of this one. While raft
-        takes none it waits here."""
+        """Hand the proposal to raft: now if the disk is idle and it is small (the caller's work and the turn's are one piece then), else
+        with the next turn, together with all others of this one. While raft takes none it waits here."""
         self._proposals.append(proposal)
-        if self._append is not None and self._append.is_idle and not self._turn_scheduled and not self._in_turn:
+        is_small = isinstance(proposal.content, ConfChange) or len(proposal.content) <= SMALL_PROPOSAL_BYTES
+        if is_small and self._append is not None and self._append.is_idle and not self._turn_scheduled and not self._in_turn:
             self._run_turn()
         else:
             self.wake()
@@ -364,19 +349,11 @@ class Driver:
 
     def _propose_some(self, waiting: Sequence[WaitingProposal], position: int) -> int:
         """Propose a run that begins at `position`; how many raft took, 0 when it takes none now."""
-        first = waiting[position].content
+        batch = next_batch(waiting, position)
         try:
-            if isinstance(first, ConfChange):
-                self._raw.propose_conf_change(first)
+            if isinstance(batch, ConfChange):
+                self._raw.propose_conf_change(batch)
                 return 1
-            batch: list[bytes] = []
-            size_bytes = 0
-            for proposal in islice(waiting, position, position + MAX_PROPOSAL_BATCH):
-                content = proposal.content
-                if isinstance(content, ConfChange) or (batch and size_bytes + len(content) > MAX_PROPOSAL_BATCH_BYTES):
-                    break
-                batch.append(content)
-                size_bytes += len(content)
             self._raw.propose_batch(batch)
         except ProposalDroppedError:
             return 0
@@ -423,27 +400,16 @@ class Driver:
         """Compact the window as far as everyone allows (log-memory.md, the rule)."""
         if self._stopped:
             return
-        window = self._window
-        safe = min(self._raw.applied_index, self._applied_index, self._durability.durable_index)
-        if is_within_slack(window, safe, self._limits) and not self._peers.pins:
-            return
-        now_s = self._loop.time()
-        is_leader = self._raw.is_leader
-        if is_leader:
-            over_cap = window.size_bytes > 2 * self._limits.max_bytes or window.entry_count > 2 * self._limits.max_entries
-            self._peers.expire(now_s, over_cap=over_cap, progress=self._raw.progress())
-        situation = Situation(
-            role=Role.LEADER if is_leader else Role.FOLLOWER,
-            safe_index=safe,
-            now_s=now_s,
+        decision = self._keeper.decide(
+            self._raw,
+            safe_index=min(self._raw.applied_index, self._applied_index, self._durability.durable_index),
+            now_s=self._loop.time(),
             role_since_s=self._role_since_s,
             leader_floor=self._leader_floor,
         )
-        claims = self._peers.claims(self._raw.progress(), self._raw.id) if is_leader else ()
-        decision = decide(window, claims, situation, self._limits)
         if decision is not None:
             began_s = perf_counter()
-            dropped = window.compact(decision.index)
+            dropped = self._window.compact(decision.index)
             self._hooks.on_compacted(decision, dropped, perf_counter() - began_s)
 
     def _release_waiters(self) -> None:

@@ -1,6 +1,6 @@
-"""Asking the leader to do what only a leader can: promoting a learner (and, later, keeping leases alive).
+"""Requests between members: having the leader do what only a leader can, and what members tell each other of their disks.
 
-Purpose: the two ends of a request between members: encoding it, answering it, and turning a refusal back into the domain error that it was.
+Purpose: the kinds, and the two ends of a request: encoding it, answering it, and turning a refusal back into the domain error that it was.
 
 Rules: a request names its kind by number; a domain error travels as its class's name and comes back as that class; whatever else goes
 wrong on the way is a timeout whose outcome is unknown, unless the peer has certainly not begun.
@@ -23,6 +23,11 @@ class ForwardKind(IntEnum):
     """What is asked; numbers are part of the peer protocol."""
 
     PROMOTE_MEMBER = 1
+    HAS_SPACE = 2
+    """To a voter: does its disk have space, so that it may lead? One byte, 1 for yes (space_watch.py)."""
+    NO_SPACE = 3
+    """From a leader short of disk space: it did not take these forwarded writes of the member that is asked. Pairs of incarnation and
+    counter, 8 bytes each, big-endian."""
 
 
 SendRequest = Callable[..., Awaitable[bytes]]
@@ -49,14 +54,15 @@ async def ask_promote(request: SendRequest, leader: NodeId, target: NodeId, dead
         raise (NoLeaderError if failure.retryable else TimeoutDueToConnectionLostError) from None
 
 
-async def answer(kind: int, payload: bytes, *, promote: Callable[[NodeId, float], Awaitable[None]], timeout_s: float) -> bytes:
-    """Do what another member asks.
+async def answer_promote(payload: bytes, *, promote: Callable[[NodeId, float], Awaitable[None]], timeout_s: float) -> bytes:
+    """Promote a learner because another member asks.
 
     Raises:
-        PeerRequestRefusedError: the domain error that it ended in, or an unknown kind.
+        ValueError: the payload is no member id.
+        PeerRequestRefusedError: the domain error that it ended in.
     """
-    if kind != ForwardKind.PROMOTE_MEMBER or len(payload) != 8:
-        raise PeerRequestRefusedError(PeerRequestRefusedError.UNKNOWN_KIND, f"request kind {kind} is not known to this version")
+    if len(payload) != 8:
+        raise ValueError(f"{len(payload)} bytes are no member id")
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     try:
         await promote(NodeId(int.from_bytes(payload, "big")), deadline_s)

@@ -95,10 +95,24 @@ async def ask_cluster(config: ServerConfig) -> Invitation:
     )
 
 
-async def has_taken_part(config: ServerConfig, member: NodeId) -> bool:
-    """Whether a member that answers knows this founding member as one that was there before. False when nobody answers."""
+async def has_taken_part(config: ServerConfig, member: NodeId, cluster: ClusterId) -> bool:
+    """Whether a member that answers knows this founding member as one that was there before. False when nobody answers.
+
+    Raises:
+        JoinError: a member that answers is of another cluster than the one to be founded: it was restored from a snapshot, say, and this
+            member's directory is empty.
+    """
     pages, _ = await _ask_all(_others(config))
-    return any(member in page.removed or (member in page.members and page.members[member].client_urls) for page in pages)
+    if any(member in page.removed or (member in page.members and page.members[member].client_urls) for page in pages):
+        return True
+    others = sorted({page.cluster_id for page in pages} - {cluster})
+    if others:
+        raise JoinError(
+            f"--initial-cluster means a new, empty cluster {cluster:x}, but a member at its addresses is of cluster {others[0]:x}, which "
+            f"was restored from a snapshot or founded with other flags: restore the same snapshot to {config.data_dir} "
+            "(docs/operations/backup-and-restore.md), or correct the flags"
+        )
+    return False
 
 
 def _others(config: ServerConfig) -> list[str]:

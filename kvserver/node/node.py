@@ -13,45 +13,31 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import secrets
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from random import Random
 from typing import Final
 
 from kvserver.apply import Membership, Store
 from kvserver.commands import CommandKind
 from kvserver.config import ServerConfig
 from kvserver.errors import FatalError, KvError, RequestError
-from kvserver.logs import Logger, RaftLogSink
+from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node import bootstrap
-from kvserver.node.append_queue import AppendQueue
-from kvserver.node.apply_queue import ApplyQueue
-from kvserver.node.compaction import Decision, WindowLimits
-from kvserver.node.directory import DataDirectory, open_data_directory
-from kvserver.node.driver import Driver, DriverHooks
-from kvserver.node.entries import EntryApplier
-from kvserver.node.forwarding import answer, ask_promote
-from kvserver.node.peer_handler import NodePeerHandler
-from kvserver.node.peers import PeerBook
-from kvserver.node.proposals import Proposals
-from kvserver.node.reads import Reads
-from kvserver.node.reconfiguration import Reconfiguration, ReconfigurationRules
-from kvserver.node.releaser import WalReleaser
-from kvserver.node.transfers import Installer
-from kvserver.node.worker import Worker
+from kvserver.node.alarms import AlarmRaiser
+from kvserver.node.assembly import Ground, assemble, engine_config, watch_space, window_limits
+from kvserver.node.compaction import Decision
+from kvserver.node.corruption import CorruptionDesk
+from kvserver.node.directory import OS_FILES, DataDirectory, open_data_directory
+from kvserver.node.forwarding import ForwardKind, answer_promote
+from kvserver.node.handover import HandOver
 from kvserver.pb import internal_pb2
-from kvserver.peer import Identity, SnapshotParts, Transport, TransportOptions
-from kvserver.snapshot import SnapshotCopies
-from kvserver.storage import EngineConfig, EngineHooks
+from kvserver.peer import PeerRequestRefusedError
+from kvserver.storage import EngineHooks, StorageNoSpaceError
 from kvserver.types import ClusterId, NodeId, Revision
-from kvserver.version import __version__
-from raft.config import Config
 from raft.errors import RaftError
 from raft.messages import Message
-from raft.raw_node import RawNode
 from raft.types import NO_NODE, SnapshotMetadata, Term
+from wal import Files, WalError, WalNoSpaceError
 
 
 class PeerListenError(KvError):
@@ -68,28 +54,14 @@ class RemovedError(FatalError):
         )
 
 
-HANDOVER_S: Final = 0.5
 PUBLISH_RETRY_S: Final = 0.5
-MAX_SIZE_PER_MSG_BYTES: Final = 1 << 20
-MAX_COMMITTED_SIZE_BYTES: Final = 4 << 20
-MAX_UNCOMMITTED_BYTES: Final = 64 << 20
-MAX_INFLIGHT_MSGS: Final = 256
-MAX_WAITING_READS: Final = 100_000
 
 
 class Node:
     """A running member. Make one with `Node.start`."""
 
     def __init__(
-        self,
-        config: ServerConfig,
-        directory: DataDirectory,
-        store: Store,
-        hooks: EngineHooks,
-        origin: bootstrap.Origin,
-        *,
-        metrics: Metrics,
-        log: Logger,
+        self, config: ServerConfig, directory: DataDirectory, store: Store, origin: bootstrap.Origin, *, metrics: Metrics, log: Logger
     ) -> None:
         self.config = config
         self.store = store
@@ -98,110 +70,62 @@ class Node:
         self.window = origin.window
         self.wal = origin.wal
         self.metrics = metrics
-        self.book = PeerBook()
         self._directory = directory
         self._log = log.bind(member_id=f"{origin.member_id:x}")
         self._loop = asyncio.get_running_loop()
         self._failed: asyncio.Future[Exception] = self._loop.create_future()
-        self._leader_changed = asyncio.Event()
-        self._worker = Worker("wal")
-        self._snapshot_executor = ThreadPoolExecutor(1, "snapshot")
-        self._random = Random(secrets.randbits(64))
-        self._incarnation = secrets.randbits(63)
-        self._limits = WindowLimits(
-            max_entries=config.log_window.max_entries,
-            max_bytes=config.log_window.max_bytes,
-            grace_s=config.log_window.peer_grace_s,
-        )
-        self._handler = NodePeerHandler(
-            cluster_id=self.cluster_id,
-            members=lambda: store.members,
-            removed=lambda: store.removed_ids,
-            on_removed=lambda: self._fail(RemovedError(self.member_id)),
-            book=self.book,
-            metrics=metrics,
-            log=self._log,
-        )
-        self.transport = self._make_transport()
-        self.driver = self._make_driver(origin)
-        self._handler.driver = self.driver
-        self.proposals = Proposals(
+        ground = Ground(config=config, directory=directory, store=store, origin=origin, metrics=metrics, log=self._log)
+        self._parts = parts = assemble(ground, self, now_s=self._loop.time)
+        self.book = parts.book
+        self.transport = parts.transport
+        self.driver = parts.driver
+        self.proposals = parts.proposals
+        self.reads = parts.reads
+        self.reconfiguration = parts.reconfiguration
+        self.releaser = parts.releaser
+        self.backups = parts.backups
+        self.alarms = AlarmRaiser(
             member_id=self.member_id,
-            incarnation=self._incarnation,
-            sink=self.driver,
-            max_count=config.max_inflight_requests,
-            max_bytes=config.max_inflight_bytes,
-            on_failed=metrics.proposals_failed.add,
-        )
-        self.reconfiguration = self._make_reconfiguration()
-        self._handler.answer = self._answer_peer
-        self.reads = Reads(sink=self.driver, incarnation=self._incarnation, max_waiting=MAX_WAITING_READS)
-        self._entries = EntryApplier(
-            store=store,
-            raw=self.driver.raw,
-            resolve=self.proposals.resolve,
-            note_applied=self.driver.note_applied,
-            on_membership=self._note_membership,
-        )
-        self._apply_queue = ApplyQueue(
-            store=store, apply_entry=self._entries.apply, on_applied=self.driver.storage_responded, on_fatal=self._fail
-        )
-        installer = Installer(
-            directory=directory.snap,
-            wal=self.wal,
-            worker=self._worker,
-            store=store,
-            window=self.window,
-            apply_queue=self._apply_queue,
-            on_installed=self._note_installed,
-            metrics=metrics,
+            proposals=parts.proposals,
+            is_raised=lambda alarm: alarm in store.alarms,
+            attempt_timeout_s=config.request_timeout_s,
             log=self._log,
         )
-        self._append_queue = AppendQueue(
-            wal=self.wal,
-            window=self.window,
-            worker=self._worker,
-            hard_state=origin.hard_state,
-            install=installer.install,
-            on_saved=self.driver.storage_responded,
-            on_fatal=self._fail,
-        )
-        self.releaser = WalReleaser(
-            wal=self.wal,
-            worker=self._worker,
-            limits=lambda: (self.window.first_index(), store.durable_index, self._append_queue.saved_commit),
-            on_fatal=self._fail,
-        )
-        hooks.on_durable = self._note_durable
-        hooks.on_fatal = self._fail
+        self._hand_over = HandOver(member_id=self.member_id, driver=parts.driver, book=parts.book, transport=parts.transport, log=self._log)
+        self.space = watch_space(ground, parts, self._hand_over, on_fatal=self.fail)
+        parts.handler.answer = self._answer_peer
         store.on_compacted(self._note_compaction_finished)
         self.wal.on_sync = metrics.wal_fsync_seconds.observe
 
     @classmethod
-    async def start(cls, config: ServerConfig, *, metrics: Metrics, log: Logger) -> Node:
+    async def start(cls, config: ServerConfig, *, metrics: Metrics, log: Logger, files: Files = OS_FILES) -> Node:
         """Start the member and return once its parts run (not yet: once it has a leader; see `wait_published`).
+
+        Args:
+            files: the file system under the WAL and the snapshot files; the tests' fails and loses things.
 
         Raises:
             KvError: the directory, the store, the WAL or the peer address can't be used; the text says why.
         """
-        directory = open_data_directory(config.data_dir, config.wal_dir)
+        directory = open_data_directory(config.data_dir, config.wal_dir, files=files)
         store: Store | None = None
         node: Node | None = None
         try:
-            limits = WindowLimits(
-                max_entries=config.log_window.max_entries, max_bytes=config.log_window.max_bytes, grace_s=config.log_window.peer_grace_s
+            corruption = CorruptionDesk(log)
+            at_start: list[StorageNoSpaceError | None] = []  # what the store says of its disk before there is anybody to act on it
+            hooks = EngineHooks(
+                on_commit_seconds=metrics.backend_commit_seconds.observe,
+                on_no_space=at_start.append,
             )
-            hooks = EngineHooks(on_commit_seconds=metrics.backend_commit_seconds.observe)
-            engine_config = EngineConfig(
-                quota_bytes=config.quota_backend_bytes,
-                interval_s=config.backend_batch_interval_ms / 1000,
-                commit_count=config.backend_batch_limit,
-            )
-            store = Store.open(
-                directory.store, config=engine_config, hooks=hooks, on_corrupt=lambda text: log.error("the store is corrupt", what=text)
-            )
-            origin = await bootstrap.begin(config, directory, store, limits, log)
-            node = cls(config, directory, store, hooks, origin, metrics=metrics, log=log)
+            store = Store.open(directory.store, config=engine_config(config), hooks=hooks, on_corrupt=corruption.report, system=files)
+            origin = await bootstrap.begin(config, directory, store, window_limits(config), log)
+            node = cls(config, directory, store, origin, metrics=metrics, log=log)
+            hooks.on_durable = node.note_durable
+            hooks.on_fatal = node.fail
+            hooks.on_no_space = node.space.note_store
+            if at_start:
+                node.space.note_store(at_start[-1])
+            corruption.attach(node.alarms)
             await node._run()
         except BaseException:
             if node is not None:
@@ -218,7 +142,7 @@ class Node:
         except OSError as error:
             raise PeerListenError(f"listen for peers on {', '.join(map(str, self.config.listen_peer_urls))}: {error}") from error
         self._follow_members()
-        self.driver.start(self._append_queue, self._apply_queue)
+        self.driver.start(self._parts.append_queue, self._parts.apply_queue)
         if set(self.store.conf_state.voters) == {self.member_id}:
             self.driver.campaign()  # nobody else could win: don't wait for the election timeout
 
@@ -249,111 +173,54 @@ class Node:
     async def retire(self) -> None:
         """The first part of an orderly stop: hand leadership over, then answer whoever waits with `server stopped`."""
         if not self._failed.done():
-            await self._hand_over()
+            await self._hand_over.run(since_s=self._loop.time() - self.config.election_timeout_s)
+        self.alarms.stop()
         self.proposals.stop()
         self.reads.stop()
 
     async def stop(self) -> None:
         """Stop what runs and close what is open; safe after a failure, too."""
         self.driver.stop()
+        self.alarms.stop()
         self.proposals.stop()
         self.reads.stop()
-        self._apply_queue.stop()
+        self._parts.apply_queue.stop()
         async with AsyncExitStack() as last_first:  # each step runs, whatever the others raise
             last_first.callback(self._directory.close)
-            last_first.callback(self._snapshot_executor.shutdown)
-            last_first.push_async_callback(self._worker.stop)
+            last_first.callback(self._parts.snapshot_executor.shutdown)
+            last_first.push_async_callback(self._parts.worker.stop)
             last_first.push_async_callback(self._close_wal)
             last_first.push_async_callback(self.store.close)
             last_first.push_async_callback(self.releaser.wait_idle)
-            last_first.push_async_callback(self._append_queue.wait_idle)
+            last_first.push_async_callback(self._parts.append_queue.wait_idle)
             last_first.push_async_callback(self.transport.stop)
+            last_first.push_async_callback(self.space.stop)
 
     async def _close_wal(self) -> None:
-        await self._worker.run(self.wal.close)
+        await self._parts.worker.run(self.wal.close)
 
-    # --- parts ---------------------------------------------------------------------------------------------------------------------------
-
-    def _make_transport(self) -> Transport:
-        copies = SnapshotCopies(self._directory.snap, self.store.copy_to, self._snapshot_executor)
-        identity = Identity(cluster_id=self.cluster_id, member_id=self.member_id, server_version=__version__, incarnation=self._incarnation)
-        return Transport(
-            identity,
-            self._handler,
-            snapshots=SnapshotParts(directory=self._directory.snap, copies=copies, executor=self._snapshot_executor),
-            logger=self._log,
-            random=self._random,
-            options=TransportOptions(max_frame_size_bytes=max(16 << 20, 4 * self.config.max_request_bytes)),
-        )
-
-    def _make_reconfiguration(self) -> Reconfiguration:
-        config = self.config
-        return Reconfiguration(
-            self_id=self.member_id,
-            cluster_token=lambda: self.store.membership.cluster_token,
-            members=lambda: self.store.members,
-            connected_s=self._connected_s,
-            proposals=self.proposals,
-            leadership=self.driver,
-            ask_leader_to_promote=lambda leader, target, deadline_s: ask_promote(self.transport.request, leader, target, deadline_s),
-            rules=ReconfigurationRules(
-                strict=config.strict_reconfig_check, max_learners=config.max_learners, election_timeout_s=config.election_timeout_s
-            ),
-        )
-
-    async def _answer_peer(self, kind: int, payload: bytes) -> bytes:
-        return await answer(kind, payload, promote=self.reconfiguration.promote_here, timeout_s=self.config.request_timeout_s)
-
-    def _connected_s(self, peer: NodeId) -> float | None:
-        since_s = self.transport.stats(peer).connected_since_s if peer in self.transport.peers else None
-        return None if since_s is None else self._loop.time() - since_s
-
-    def _make_driver(self, origin: bootstrap.Origin) -> Driver:
-        config = self.config
-        raw = RawNode(
-            Config(
-                id=self.member_id,
-                election_ticks=config.election_timeout_ticks,
-                heartbeat_ticks=1,
-                storage=origin.window,
-                random=self._random,
-                log_sink=RaftLogSink(self._log),
-                applied=self.store.applied_index,
-                async_storage_writes=True,
-                max_size_per_msg_bytes=MAX_SIZE_PER_MSG_BYTES,
-                max_committed_size_per_ready_bytes=MAX_COMMITTED_SIZE_BYTES,
-                max_uncommitted_size_bytes=MAX_UNCOMMITTED_BYTES,
-                max_inflight_msgs=MAX_INFLIGHT_MSGS,
-                max_inflight_bytes=max(MAX_SIZE_PER_MSG_BYTES, config.log_window.max_bytes // 4),
-                check_quorum=True,
-                step_down_on_removal=True,
-                pre_vote=config.pre_vote,
-            )
-        )
-        hooks = DriverHooks(
-            on_leader=self._note_leader,
-            on_read_state=lambda context, index: self.reads.resolve(context, index),  # noqa: PLW0108 - made after the driver
-            on_snapshot_wanted=self.transport.send_snapshot,
-            on_new_term_applied=lambda term: self.proposals.fail_older_than(term),  # noqa: PLW0108 - made after the driver
-            on_compacted=self._note_compacted,
-            on_invalid=self._note_invalid,
-            on_fatal=self._fail,
-        )
-        return Driver(
-            raw=raw,
-            window=origin.window,
-            peers=self.book,
-            outbox=self.transport,
-            durability=self.store,
-            limits=self._limits,
-            tick_s=config.heartbeat_interval_ms / 1000,
-            hooks=hooks,
-        )
+    async def _answer_peer(self, sender: NodeId, kind: int, payload: bytes) -> bytes:
+        """Do what another member asks. Raises PeerRequestRefusedError."""
+        try:
+            match kind:
+                case ForwardKind.PROMOTE_MEMBER:
+                    promote, timeout_s = self.reconfiguration.promote_here, self.config.request_timeout_s
+                    return await answer_promote(payload, promote=promote, timeout_s=timeout_s)
+                case ForwardKind.HAS_SPACE:
+                    return self.space.answer_has_space()
+                case ForwardKind.NO_SPACE:
+                    return self.space.take_notice(sender, payload)
+                case _:
+                    raise PeerRequestRefusedError.unknown_kind(kind)
+        except ValueError as error:
+            raise PeerRequestRefusedError("malformed", str(error)) from error
 
     # --- events --------------------------------------------------------------------------------------------------------------------------
 
-    def _note_leader(self, leader: NodeId, previous: NodeId, term: Term) -> None:
-        self._leader_changed.set()
+    def note_leader(self, leader: NodeId, previous: NodeId, term: Term) -> None:
+        """Another member leads, or none."""
+        self._hand_over.note_leader()
+        self.space.note_leader()
         if previous == self.member_id:
             for peer in self.transport.peers:
                 self.transport.cancel_snapshot(peer)
@@ -362,30 +229,42 @@ class Node:
             self._log.info("raft leader changed", leader=f"{leader:x}", term=term)
             self.reads.note_leader()
 
-    def _note_invalid(self, message: Message, error: RaftError) -> None:
+    def note_invalid(self, message: Message, error: RaftError) -> None:
         """A member says what can't be: it has lost or made up entries, or this one has. Raft ignored it; an operator should look."""
         self._log.warning("refused a raft message", sender=f"{message.from_:x}", type=message.type.name, reason=str(error))
 
     def _note_compaction_finished(self, revision: Revision) -> None:
         self._log.info("finished scheduled compaction", compact_revision=revision)
 
-    def _note_compacted(self, decision: Decision, dropped: int, took_s: float) -> None:
+    def note_compacted(self, decision: Decision, dropped: int, took_s: float) -> None:
+        """The log window dropped entries."""
         self.metrics.log_window_compactions[decision.reason.value] += 1
         self.metrics.log_window_compaction_seconds.observe(took_s)
         self.metrics.log_window_pins_expired.value = self.book.pins_expired
         self.releaser.consider()
 
-    def _note_membership(self, membership: Membership) -> None:
+    def note_membership(self, membership: Membership) -> None:
+        """A change of the members was applied."""
         self._follow_members()
         if self.member_id in membership.removed_ids:
             # Not at once: the others still have to hear that the entry is committed.
-            self._loop.call_later(self.config.election_timeout_s, self._fail, RemovedError(self.member_id))
+            self._loop.call_later(self.config.election_timeout_s, self.fail, RemovedError(self.member_id))
 
-    def _note_durable(self, _: int) -> None:
+    def note_append_held(self, error: WalNoSpaceError | None) -> None:
+        """The WAL has no space for what it is to save, or (None) has saved it."""
+        self.space.note_append(error)
+
+    def note_removed(self) -> None:
+        """A peer says that this member was removed."""
+        self.fail(RemovedError(self.member_id))
+
+    def note_durable(self, _: int) -> None:
+        """The store holds more than before."""
         self.driver.wake()
         self.releaser.consider()
 
-    def _note_installed(self, metadata: SnapshotMetadata) -> None:
+    def note_installed(self, metadata: SnapshotMetadata) -> None:
+        """A snapshot is in force."""
         self.driver.note_applied(metadata.index, metadata.term)
         self.proposals.fail_older_than(Term(self.driver.term + 1))
         self._follow_members()
@@ -402,38 +281,14 @@ class Node:
             if member.id != self.member_id:
                 self.transport.add_peer(member.id, member.peer_urls)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """This member can't go on: nothing is acknowledged any more, and `wait_failed` answers."""
         if self._failed.done():
             return
         self._failed.set_result(error)
         self.driver.stop()
+        self.alarms.stop()
         self.proposals.stop()
         self.reads.stop()
-        fatal = error if isinstance(error, FatalError) else None
-        self._log.error("the member can't go on", error=error if fatal is None else None, reason=str(error))
-
-    async def _hand_over(self) -> None:
-        """Give leadership to the voter that is furthest ahead and was heard from lately."""
-        if not self.driver.is_leader:
-            return
-        since_s = self._loop.time() - self.config.election_timeout_s
-        present = set(self.book.contacts_since(since_s))
-        candidates = [
-            (progress.match_index, peer)
-            for peer, progress, is_learner in self.driver.raw.progress()
-            if peer in present and not is_learner and peer in self.transport.peers and self.transport.stats(peer).is_connected
-        ]
-        if not candidates:
-            return
-        _, to = max(candidates)
-        self._log.info("leadership transfer starting", to=f"{to:x}")
-        self._leader_changed.clear()
-        self.driver.transfer_leader(to)
-        try:
-            async with asyncio.timeout(HANDOVER_S):
-                while self.driver.leader_id in (self.member_id, NO_NODE):
-                    self._leader_changed.clear()
-                    await self._leader_changed.wait()
-            self._log.info("leadership transfer finished", to=f"{self.driver.leader_id:x}")
-        except TimeoutError:
-            self._log.warning("leadership transfer timed out", to=f"{to:x}")
+        is_explained = isinstance(error, FatalError | WalError)  # its text says it all; anything else is a defect, for the developers
+        self._log.error("the member can't go on", error=None if is_explained else error, reason=str(error))

@@ -5,7 +5,9 @@ Rules: called on the loop, never blocks; decides nothing but who is a member.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,16 +17,22 @@ from kvserver.metrics import Metrics
 from kvserver.node.driver import Driver
 from kvserver.node.peers import PeerBook
 from kvserver.peer import Refusal, RefusedError, SnapshotOutcome
+from kvserver.snapshot import discard, size_bytes
 from kvserver.types import ClusterId, Member, NodeId
 from raft.messages import Message
 from raft.types import Index, SnapshotMetadata
+from wal import Files, OsFiles
 
+OS_FILES: Final = OsFiles()
 JOIN_PAGE: Final = "/kvserver/cluster"
 """What a joining member reads from those that are there (joining.py)."""
 
 
 class NodePeerHandler:
-    """The transport's counterpart. `driver` and `answer` are set before the transport starts."""
+    """The transport's counterpart. `driver`, `admit` and `answer` are set before the transport starts.
+
+    `admit` answers what raft may see of a message: all, a part, or (None) nothing of it.
+    """
 
     def __init__(
         self,
@@ -36,6 +44,7 @@ class NodePeerHandler:
         book: PeerBook,
         metrics: Metrics,
         log: Logger,
+        files: Files = OS_FILES,
     ) -> None:
         self._cluster_id = cluster_id
         self._members = members
@@ -44,8 +53,10 @@ class NodePeerHandler:
         self._book = book
         self._metrics = metrics
         self._log = log
+        self._files = files
         self.driver: Driver | None = None
-        self.answer: Callable[[int, bytes], Awaitable[bytes]] | None = None
+        self.admit: Callable[[Message], Message | None] = lambda message: message
+        self.answer: Callable[[NodeId, int, bytes], Awaitable[bytes]] | None = None
 
     # --- membership and pages ------------------------------------------------------------------------------------------------------------
 
@@ -83,12 +94,16 @@ class NodePeerHandler:
 
     def on_message(self, message: Message, floor: Index) -> None:
         """Raft's next message from a peer."""
-        self._driver().step(message, floor)
+        admitted = self.admit(message)
+        if admitted is None:
+            self._driver().note_contact(message.from_)
+        else:
+            self._driver().step(admitted, floor)
 
     async def on_request(self, sender: NodeId, kind: int, payload: bytes) -> bytes:
         """A member asks this one to do something; any member may."""
         assert self.answer is not None, "the transport starts after the node is made"
-        return await self.answer(kind, payload)
+        return await self.answer(sender, kind, payload)
 
     def on_contact(self, member_id: NodeId) -> None:
         """That peer is alive."""
@@ -111,28 +126,30 @@ class NodePeerHandler:
         self._log.info("sending database snapshot", to=f"{to:x}", index=metadata.index)
 
     def on_snapshot_result(self, outcome: SnapshotOutcome) -> None:
-        """The transfer ended; raft hears it exactly once."""
+        """The transfer ended; raft hears it exactly once: of a failure after a pause, as it asks for the next snapshot at once."""
         self._metrics.snapshot_sent_bytes.add(outcome.sent_bytes)
+        to = outcome.to
         if outcome.ok:
             self._metrics.snapshots_sent["lagging"] += 1
-            self._log.info(
-                "sent database snapshot", to=f"{outcome.to:x}", sent_bytes=outcome.sent_bytes, took_s=round(outcome.duration_s, 3)
-            )
-        else:
-            self._metrics.snapshot_send_failures["lagging"] += 1
-            self._log.warning("failed to send database snapshot", to=f"{outcome.to:x}", reason=outcome.reason)
-        self._driver().report_snapshot(outcome.to, delivered=outcome.ok)
+            self._log.info("sent database snapshot", to=f"{to:x}", sent_bytes=outcome.sent_bytes, took_s=round(outcome.duration_s, 3))
+            self._book.note_delivered(to)
+            self._driver().report_snapshot(to, delivered=True)
+            return
+        self._metrics.snapshot_send_failures["lagging"] += 1
+        pause_s = self._book.pause_after_failure_s(to)
+        self._log.warning("failed to send database snapshot", to=f"{to:x}", reason=outcome.reason, next_after_s=pause_s)
+        self._book.unpin(to)
+        asyncio.get_running_loop().call_later(pause_s, partial(self._driver().report_snapshot, to, delivered=False))
 
     def on_snapshot_received(self, message: Message, path: Path) -> None:
-        """A whole, durable snapshot: raft decides whether it is news. One that certainly isn't leaves its file behind otherwise."""
-        self._metrics.snapshot_received_bytes.add(path.stat().st_size)
+        """A whole, durable snapshot: raft decides whether it is news. The file of one that it did not take has no other use."""
+        self._metrics.snapshot_received_bytes.add(size_bytes(path, files=self._files))
         self._log.info("received database snapshot", sender=f"{message.from_:x}")
         driver = self._driver()
         assert message.snapshot is not None
-        is_old = message.snapshot.metadata.index <= driver.applied_index  # never the one being installed: that is ahead of what is applied
         driver.step(message, Index(0))
-        if is_old:
-            path.unlink(missing_ok=True)
+        if driver.raw.pending_snapshot_index != message.snapshot.metadata.index:
+            discard(self._files, path)
 
     def _driver(self) -> Driver:
         assert self.driver is not None, "the transport starts after the driver"

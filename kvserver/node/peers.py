@@ -18,6 +18,9 @@ from raft.types import Index, NodeId
 
 PIN_AFTER_SUCCESS_S: Final = 30.0
 """How long after a delivered snapshot its position stays held, so that the receiver can install it and be fed entries."""
+FIRST_SNAPSHOT_PAUSE_S: Final = 0.25
+MAX_SNAPSHOT_PAUSE_S: Final = 8.0
+"""How long a peer waits for the next snapshot after failed ones: each one costs a copy of the whole store, and a full disk stays full."""
 
 
 class PeerBook:
@@ -27,6 +30,7 @@ class PeerBook:
         self._last_contact_s: dict[NodeId, float] = {}
         self._pins: dict[NodeId, Index] = {}
         self._pin_ends_s: dict[NodeId, float] = {}
+        self._snapshot_failures: dict[NodeId, int] = {}
         self.pins_expired = 0
 
     def note_contact(self, peer: NodeId, now_s: float) -> None:
@@ -56,6 +60,16 @@ class PeerBook:
         self._pins.pop(peer, None)
         self._pin_ends_s.pop(peer, None)
 
+    def pause_after_failure_s(self, peer: NodeId) -> float:
+        """A snapshot to `peer` failed: how long to wait with the next one. Doubles with every failure in a row."""
+        failures = self._snapshot_failures.get(peer, 0)
+        self._snapshot_failures[peer] = failures + 1
+        return float(min(MAX_SNAPSHOT_PAUSE_S, FIRST_SNAPSHOT_PAUSE_S * 2 ** min(failures, 10)))
+
+    def note_delivered(self, peer: NodeId) -> None:
+        """A snapshot to `peer` arrived: the next failure is the first again."""
+        self._snapshot_failures.pop(peer, None)
+
     def unpin_all(self) -> None:
         """Leadership was lost."""
         self._pins.clear()
@@ -64,6 +78,7 @@ class PeerBook:
     def forget(self, peer: NodeId) -> None:
         """`peer` was removed from the cluster."""
         self.unpin(peer)
+        self.note_delivered(peer)
         self._last_contact_s.pop(peer, None)
 
     @property

@@ -39,7 +39,7 @@ from kvserver.errors import (
     TimeoutDueToLeaderFailError,
     TooManyRequestsError,
 )
-from kvserver.node.driver import WaitingProposal
+from kvserver.node.proposal_batches import WaitingProposal
 from raft.confchange import ConfChange
 from raft.types import NodeId, Term
 
@@ -73,7 +73,10 @@ class _Pending:
 
 
 class Proposals:
-    """The proposals of this member that await their result."""
+    """The proposals of this member that await their result.
+
+    `check` and `check_change` are asked before a command or a membership change is taken; they raise a RequestError against it.
+    """
 
     def __init__(
         self,
@@ -85,6 +88,8 @@ class Proposals:
         max_bytes: int,
         on_failed: Callable[[], None],
     ) -> None:
+        self.check: Callable[[CommandKind, PbMessage], None] = _accept
+        self.check_change: Callable[[], None] = _accept_change
         self._member_id = member_id
         self._incarnation = incarnation
         self._sink = sink
@@ -106,25 +111,29 @@ class Proposals:
         """Their encoded size."""
         return self._bytes
 
-    async def propose(self, kind: CommandKind, request: PbMessage, *, deadline_s: float) -> PbMessage:
+    async def propose(self, kind: CommandKind, request: PbMessage, *, deadline_s: float, encoded: bytes | None = None) -> PbMessage:
         """Replicate `request` and return what applying it gave.
 
         Args:
             deadline_s: on the loop's clock.
+            encoded: the request's encoding, if that is at hand: a large one takes milliseconds to encode.
 
         Raises:
             TooManyRequestsError: the bounds are exhausted; nothing was proposed.
             RequestTimeoutError (or one of its two relatives): the deadline passed; the outcome is unknown.
             LeaderChangedError: leadership moved on; the outcome is unknown.
             StoppedError: this member is stopping.
+            NoSpaceError: this member, or the leader, is short of disk space; nothing was proposed.
             RequestError: the deterministic result of applying it.
         """
+        self.check(kind, request)
         proposal = self._next_id()
-        data = commands.encode(kind, proposal, request.SerializeToString())
+        data = commands.encode(kind, proposal, request.SerializeToString() if encoded is None else encoded)
         return await self._submit(proposal.counter, data, len(data), deadline_s)
 
     async def propose_change(self, change: MemberChange, conf_change: ConfChange, *, deadline_s: float) -> PbMessage:
         """Replicate a membership change, carried by `conf_change` (whose context is set here); as `propose`."""
+        self.check_change()
         proposal = self._next_id()
         context = encode_change(change, proposal)
         return await self._submit(proposal.counter, replace(conf_change, context=context), len(context), deadline_s)
@@ -170,6 +179,12 @@ class Proposals:
         else:
             pending.future.set_result(result)
 
+    def refuse_waiting(self, refuses: Callable[[bytes | ConfChange], bool], error: type[RequestError]) -> None:
+        """Answer with `error` what raft has not been given yet and `refuses` says yes to: nothing of it was proposed."""
+        for pending in self._pending.values():
+            if pending.term is None and not pending.future.done() and refuses(pending.content):
+                pending.future.set_exception(error())
+
     def fail_older_than(self, term: Term) -> None:
         """The first entry of `term` was applied: what was proposed under an older term and isn't applied by now can't be told any more."""
         for pending in self._pending.values():
@@ -190,6 +205,14 @@ class Proposals:
         if pending.term is not None and self._sink.term > pending.term:
             return TimeoutDueToLeaderFailError()
         return RequestTimeoutError()
+
+
+def _accept(kind: CommandKind, request: PbMessage) -> None:
+    """Nothing speaks against a command."""
+
+
+def _accept_change() -> None:
+    """Nothing speaks against a membership change."""
 
 
 def _expire(future: asyncio.Future[PbMessage]) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from kvserver.config import ServerConfig
-from kvserver.metrics import LogWindowState, NodeState, PeerState
+from kvserver.metrics import LogWindowState, NodeState, PeerState, SpaceState
 from kvserver.node.node import Node
 from kvserver.types import ClusterId, Index, Member, NodeId, Revision, Term
 from raft.progress import Progress
@@ -60,7 +60,7 @@ class NodeStatus:
     def node_state(self) -> NodeState:
         """Everything that /metrics shows of the node."""
         node = self.node
-        driver, store = node.driver, node.store
+        driver, store, space = node.driver, node.store, node.space.space
         return NodeState(
             member_id=node.member_id,
             has_leader=driver.has_leader(),
@@ -75,6 +75,7 @@ class NodeStatus:
             quota_backend_bytes=self.config.quota_backend_bytes,
             db_bytes=store.size_bytes,
             db_in_use_bytes=store.size_in_use_bytes,
+            space=SpaceState(store_full=space.store_full, spare_missing=space.spare_missing, append_held=space.append_held),
             log_window=self._window_state(),
             peers=tuple(self._peer_states()),
         )

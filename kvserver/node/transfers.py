@@ -13,8 +13,8 @@ Rules
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -25,11 +25,10 @@ from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node.apply_queue import ApplyQueue
 from kvserver.node.log_window import LogWindow
-from kvserver.node.worker import Worker
-from kvserver.snapshot import list_received
+from kvserver.snapshot import discard, list_received, remove_received
 from raft.messages import Message
 from raft.types import HardState, Index, SnapshotMetadata, Term
-from wal import Marker
+from wal import Files, Marker, OsFiles
 
 
 class MarkerWriter(Protocol):
@@ -46,17 +45,21 @@ class InstallableStore(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Installer:
-    """Puts a received snapshot in force. Runs as part of the append queue: nothing is saved meanwhile."""
+    """Puts a received snapshot in force. Runs as part of the append queue: nothing is saved meanwhile.
+
+    `write` runs a write on the WAL's thread, and waits for space where there is none.
+    """
 
     directory: Path
     wal: MarkerWriter
-    worker: Worker
+    write: Callable[[Callable[[], None]], Awaitable[None]]
     store: InstallableStore
     window: LogWindow
     apply_queue: ApplyQueue
     on_installed: Callable[[SnapshotMetadata], None]
     metrics: Metrics
     log: Logger
+    files: Files = field(default_factory=OsFiles)
 
     async def install(self, message: Message, hard_state: HardState) -> None:
         """Install the snapshot that raft accepted with `message`.
@@ -70,38 +73,32 @@ class Installer:
         await self._check(received, metadata.index)
         await self.apply_queue.wait_idle()
         marker = Marker(metadata.index, metadata.term)
-        await self.worker.run(partial(self.wal.save_marker, marker, hard_state))
+        await self.write(partial(self.wal.save_marker, marker, hard_state))
         await self.store.install(received)
         self.window.reset(metadata.index, metadata.term)
         self.metrics.snapshots_received.add()
         self.log.info("applied snapshot", index=metadata.index, term=metadata.term)
         self.on_installed(metadata)
-        self._remove_up_to(metadata.index)
+        remove_received(self.directory, metadata.index, files=self.files)  # the installed one has moved into place
 
     async def _check(self, received: Path, index: Index) -> None:
         """Look into the file before the marker commits this member to it; a damaged one is removed, and the next start asks for another."""
-        await asyncio.to_thread(_check_content, received, index)
+        await asyncio.to_thread(_check_content, self.files, received, index)
 
     def _find(self, index: Index, term: Term) -> Path:
-        for found in list_received(self.directory):
+        for found in list_received(self.directory, files=self.files):
             if (found.index, found.term) == (index, term):
                 return found.path
         raise FatalError(f"the snapshot at index {index}, term {term} was received, but its file is not in {self.directory}")
 
-    def _remove_up_to(self, index: Index) -> None:
-        """Received files that this snapshot made useless (the installed one itself was moved into place)."""
-        for found in list_received(self.directory):
-            if found.index <= index:
-                found.path.unlink()
 
-
-def _check_content(received: Path, index: Index) -> None:
+def _check_content(files: Files, received: Path, index: Index) -> None:
     """Raise KvError, and remove the file, unless it is an intact store at `index`. Blocking."""
     try:
         found = inspect(received)
     except KvError:
-        received.unlink()
+        discard(files, received)
         raise
     if found.index != index:
-        received.unlink()
+        discard(files, received)
         raise FatalError(f"the snapshot at index {index} holds a store at index {found.index}: it was removed; start this member again")

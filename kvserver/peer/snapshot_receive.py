@@ -30,6 +30,7 @@ from kvserver.peer.tasks import TaskBag
 from kvserver.snapshot import IncomingFile, SnapshotCorruptError, SnapshotError, SnapshotStorageError, plan, run_to_end
 from kvserver.types import NodeId
 from raft.messages import Message
+from wal import Files
 
 SnapshotTaker = Callable[[Message, Path], None]
 """Gets a snapshot message and the verified, durable file that belongs to it; the file is the taker's from then on. On the loop; must not
@@ -43,6 +44,7 @@ class SnapshotReceiver:
         self,
         *,
         directory: Path,
+        files: Files,
         self_id: NodeId,
         executor: Executor,
         take: SnapshotTaker,
@@ -51,6 +53,7 @@ class SnapshotReceiver:
         logger: Logger,
     ) -> None:
         self._directory = directory
+        self._files = files
         self._self_id = self_id
         self._executor = executor
         self._take = take
@@ -80,10 +83,10 @@ class SnapshotReceiver:
         if previous is not None:
             previous.cancel()
             await asyncio.wait([previous])
-        transfer = _Reception(stream, sender, self._self_id, self._directory, self._executor, self._options)
+        transfer = _Reception(stream, sender, self._self_id, self._directory, self._files, self._executor, self._options)
         try:
             message, path = await transfer.run()
-            failure = await self._hand_over(message, path)
+            failure = await self._hand_over(message, path, transfer)
         except ConnectionClosedError:
             self._logger.info("snapshot transfer cut off", peer_id=f"{sender:x}", received_bytes=transfer.received_bytes)
             return
@@ -97,12 +100,12 @@ class SnapshotReceiver:
             stream.write(snapshot_frames.result_frame(failure, transfer.received_bytes))
             await stream.wait_hangup(self._options.hangup_timeout_s)
 
-    async def _hand_over(self, message: Message, path: Path) -> str:
+    async def _hand_over(self, message: Message, path: Path, transfer: _Reception) -> str:
         """Give the file away; returns why it isn't wanted, or an empty text."""
         try:
             self._take(message, path)
         except KvError as error:
-            await run_to_end(self._executor, lambda: path.unlink(missing_ok=True))
+            await run_to_end(self._executor, transfer.withdraw)
             return str(error) or type(error).__name__
         return ""
 
@@ -111,14 +114,23 @@ class _Reception:
     """One transfer, from its header to a durable file."""
 
     def __init__(
-        self, stream: FrameStream, sender: NodeId, self_id: NodeId, directory: Path, executor: Executor, options: SnapshotOptions
+        self,
+        stream: FrameStream,
+        sender: NodeId,
+        self_id: NodeId,
+        directory: Path,
+        files: Files,
+        executor: Executor,
+        options: SnapshotOptions,
     ) -> None:
         self._stream = stream
         self._sender = sender
         self._self_id = self_id
         self._directory = directory
+        self._files = files
         self._executor = executor
         self._options = options
+        self._incoming: IncomingFile | None = None
         self.received_bytes = 0
 
     async def run(self) -> tuple[Message, Path]:
@@ -127,11 +139,12 @@ class _Reception:
         plan.check_offer(offer, max_size_bytes=self._options.max_size_bytes)
         incoming = await run_to_end(
             self._executor,
-            lambda: IncomingFile.open(self._directory, self._sender, offer),
+            lambda: IncomingFile.open(self._directory, self._sender, offer, files=self._files),
             discard=lambda file: file.close(keep=True),
             meanwhile=self._show_life,
             interval_s=self._options.sign_of_life_s,
         )
+        self._incoming = incoming
         keep = True
         try:
             await self._fill(incoming)
@@ -141,6 +154,11 @@ class _Reception:
             raise
         finally:
             await run_to_end(self._executor, lambda: incoming.close(keep=keep))
+
+    def withdraw(self) -> None:
+        """Remove the file that this transfer made: it isn't wanted. Blocking."""
+        if self._incoming is not None:
+            self._incoming.withdraw()
 
     async def _receive(self) -> ReceivedFrame:
         async with asyncio.timeout(self._options.stall_timeout_s):
@@ -161,7 +179,7 @@ class _Reception:
         return await run_to_end(
             self._executor,
             incoming.finish,
-            discard=lambda path: path.unlink(missing_ok=True),
+            discard=lambda _: incoming.withdraw(),
             meanwhile=self._show_life,
             interval_s=self._options.sign_of_life_s,
         )

@@ -161,7 +161,7 @@ class SnapshotSender:
     async def _read_and_deliver(self, transfer: _Transfer, copy: SnapshotCopy) -> str:
         """Open the copy and stream it; returns why it failed, or an empty text."""
         try:
-            file = await run_to_end(self._executor, lambda: OutgoingFile(copy.path), discard=OutgoingFile.close)
+            file = await run_to_end(self._executor, lambda: self._copies.open(copy), discard=OutgoingFile.close)
         except SnapshotError as error:
             return str(error)
         try:

@@ -49,6 +49,7 @@ from kvserver.snapshot import SnapshotCopies
 from kvserver.types import NodeId
 from raft.messages import Message
 from raft.types import Index
+from wal import Files, OsFiles
 
 
 class PeerHandler(Membership, PeerPages, SnapshotEvents, Protocol):
@@ -86,6 +87,7 @@ class SnapshotParts:
     directory: Path
     copies: SnapshotCopies
     executor: Executor
+    files: Files = field(default_factory=OsFiles)
     options: SnapshotOptions = field(default_factory=SnapshotOptions)
 
 
@@ -152,6 +154,7 @@ class Transport:
         )
         self._receiver = SnapshotReceiver(
             directory=snapshots.directory,
+            files=snapshots.files,
             self_id=identity.member_id,
             executor=snapshots.executor,
             take=handler.on_snapshot_received,

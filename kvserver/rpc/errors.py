@@ -56,6 +56,8 @@ STATUS_CODES: Final[Mapping[type[RequestError], StatusCode]] = {
     errors.NotLeaderError: StatusCode.FAILED_PRECONDITION,
     errors.BadLeaderTransfereeError: StatusCode.FAILED_PRECONDITION,
     errors.NotSupportedForLearnerError: StatusCode.FAILED_PRECONDITION,
+    errors.SnapshotNoRoomError: StatusCode.RESOURCE_EXHAUSTED,
+    errors.SnapshotFailedError: StatusCode.UNKNOWN,
     errors.UnimplementedError: StatusCode.UNIMPLEMENTED,
     errors.DeadlineExceededError: StatusCode.DEADLINE_EXCEEDED,
     errors.HealthServiceUnknownError: StatusCode.NOT_FOUND,
@@ -68,8 +70,9 @@ GO_NAMES: Final[Mapping[StatusCode, str]] = {
 
 
 def status_of(error: RequestError) -> tuple[StatusCode, str]:
-    """The code and the message that a client sees."""
-    return STATUS_CODES.get(type(error), StatusCode.UNKNOWN), str(error)
+    """The code and the message that a client sees; a room's own refinement of an error counts as that error."""
+    known = next((kind for kind in type(error).__mro__ if kind in STATUS_CODES), None)
+    return StatusCode.UNKNOWN if known is None else STATUS_CODES[known], str(error)
 
 
 def oversized_message(size_bytes: int, limit_bytes: int) -> str:

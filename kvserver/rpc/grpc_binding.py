@@ -16,6 +16,7 @@ and those in between get etcd's exact text.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -43,11 +44,16 @@ _CANCELED: Final = GO_NAMES[StatusCode.CANCELLED]
 class GrpcCall:
     """A `Call` over grpcio's context."""
 
-    __slots__ = ("_context", "request_bytes")
+    __slots__ = ("_context", "raw")
 
-    def __init__(self, context: _Context, request_bytes: int) -> None:
+    def __init__(self, context: _Context, raw: bytes) -> None:
         self._context = context
-        self.request_bytes = request_bytes
+        self.raw = raw
+
+    @property
+    def request_bytes(self) -> int:
+        """The size of the encoded request."""
+        return len(self.raw)
 
     @property
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
@@ -69,6 +75,22 @@ class GrpcCall:
     def cancelled(self) -> bool:
         """Whether the client is gone."""
         return bool(self._context.cancelled())
+
+
+class GrpcStreamCall(GrpcCall):
+    """A `StreamCall`: the call of the task that serves it."""
+
+    __slots__ = ("_task", "cut_off_by")
+
+    def __init__(self, context: _Context, raw: bytes, task: asyncio.Task[Any]) -> None:
+        super().__init__(context, raw)
+        self._task = task
+        self.cut_off_by: RequestError | None = None
+
+    def cut_off(self, error: RequestError) -> None:
+        """End the stream with this error, although its handler waits for the client."""
+        self.cut_off_by = error
+        self._task.cancel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +171,7 @@ def _serve_unary(
         outcome = _CANCELED
         try:
             request = binding.decode(spec, raw)
-            response = await handler(request, GrpcCall(context, len(raw)))
+            response = await handler(request, GrpcCall(context, raw))
             encoded: bytes = response.SerializeToString()
             counted.sent_bytes += len(encoded)
             outcome = _OK
@@ -171,14 +193,22 @@ def _serve_stream(
         counted.started += 1
         counted.received_bytes += len(raw)
         outcome = _CANCELED
+        task = asyncio.current_task()
+        assert task is not None
+        call = GrpcStreamCall(context, raw, task)
         try:
             request = binding.decode(spec, raw)
-            async with aclosing(handler(request, GrpcCall(context, len(raw)))) as responses:
+            async with aclosing(handler(request, call)) as responses:
                 async for response in responses:
                     encoded: bytes = response.SerializeToString()
                     counted.sent_bytes += len(encoded)
                     await context.write(encoded)
             outcome = _OK
+        except asyncio.CancelledError:
+            if call.cut_off_by is None or task.uncancel():
+                raise
+            # grpcio sends no status for a cancelled handler: a client that comes to would wait for ever.
+            outcome = binding.fail(spec, context, call.cut_off_by)
         except Exception as error:  # noqa: BLE001 - the edge, as above
             outcome = binding.fail(spec, context, error)
         finally:

@@ -2,8 +2,8 @@
 
 Purpose: everything about a snapshot that is not the network. `kvserver.peer` streams what this room reads and writes.
 
-Rules: `plan` is pure; `files`, `incoming` and `outgoing` block and belong on a thread; `copies` is the asyncio side of taking and sharing.
-Memory holds one chunk at a time, never a snapshot.
+Rules: every file access goes through `wal.Files`. `plan` is pure; `files`, `incoming` and `outgoing` block and belong on a thread; `copies`
+is the asyncio side of taking and sharing. Memory holds one chunk at a time, never a snapshot.
 
 Source: architecture.md, "a snapshot to a peer that fell behind".
 """
@@ -16,7 +16,7 @@ from kvserver.snapshot.errors import (
     SnapshotOfferError,
     SnapshotStorageError,
 )
-from kvserver.snapshot.files import ReceivedSnapshot, cleanup, list_received
+from kvserver.snapshot.files import ReceivedSnapshot, cleanup, discard, list_received, remove_received, size_bytes
 from kvserver.snapshot.incoming import IncomingFile
 from kvserver.snapshot.outgoing import OutgoingFile
 from kvserver.snapshot.plan import SnapshotOffer
@@ -36,6 +36,9 @@ __all__ = [
     "SnapshotOfferError",
     "SnapshotStorageError",
     "cleanup",
+    "discard",
     "list_received",
+    "remove_received",
     "run_to_end",
+    "size_bytes",
 ]

@@ -23,14 +23,19 @@ from pathlib import Path
 from typing import Final
 
 from kvserver.errors import KvError
-from kvserver.snapshot import files
+from kvserver.snapshot import files as names
 from kvserver.snapshot.errors import SnapshotCopyError
+from kvserver.snapshot.outgoing import OutgoingFile
 from kvserver.snapshot.plan import SnapshotOffer, content_id
 from kvserver.snapshot.threads import run_to_end
 from raft.types import Index, SnapshotMetadata
+from wal import Files
 
 MakeCopy = Callable[[Path], SnapshotMetadata]
-"""Write a consistent copy of the store to a path that doesn't exist, and say what it covers. Blocking; called on the snapshot thread."""
+"""Write a consistent copy of the store to a path that doesn't exist, and say what it covers. Blocking; called on the snapshot thread.
+
+The one thing here that writes beside `wal.Files`: LMDB copies itself into a file of the system (docs/adr/0006). What it wrote is then read,
+synced and renamed through `Files`."""
 
 _HASH_BLOCK_BYTES: Final = 1024 * 1024
 
@@ -58,7 +63,8 @@ class SnapshotCopy:
 class SnapshotCopies:
     """Takes copies and counts their holders. Used on one loop."""
 
-    def __init__(self, directory: Path, make_copy: MakeCopy, executor: Executor) -> None:
+    def __init__(self, directory: Path, make_copy: MakeCopy, executor: Executor, *, files: Files = names.OS_FILES) -> None:
+        self._files = files
         self._directory = directory
         self._make_copy = make_copy
         self._executor = executor
@@ -80,11 +86,15 @@ class SnapshotCopies:
             if copy is None or copy.metadata.index < min_index:
                 copy = await self._take()
                 if copy.metadata.index < min_index:
-                    await run_to_end(self._executor, lambda: copy.path.unlink(missing_ok=True))
+                    await run_to_end(self._executor, lambda: names.discard(self._files, copy.path))
                     raise SnapshotCopyError(f"the store is at index {copy.metadata.index}, a snapshot at {min_index} is asked for")
                 self._newest = copy
             self._holders[copy] = self._holders.get(copy, 0) + 1
             return copy
+
+    def open(self, copy: SnapshotCopy) -> OutgoingFile:
+        """Open a held copy for reading. Blocking. Raises SnapshotStorageError."""
+        return OutgoingFile(copy.path, files=self._files)
 
     async def release(self, copy: SnapshotCopy) -> None:
         """End one holding; the file goes with the last. Finishes even when cancelled."""
@@ -98,7 +108,7 @@ class SnapshotCopies:
         del self._holders[copy]
         if self._newest is copy:
             self._newest = None
-        await run_to_end(self._executor, lambda: copy.path.unlink(missing_ok=True))
+        await run_to_end(self._executor, lambda: names.discard(self._files, copy.path))
 
     async def close(self) -> None:
         """Remove every copy, whoever still holds it. `acquire` must not be called afterwards."""
@@ -108,53 +118,54 @@ class SnapshotCopies:
             self._holders.clear()
             self._newest = None
             for path in paths:
-                await run_to_end(self._executor, lambda path=path: path.unlink(missing_ok=True))  # type: ignore[misc]
+                await run_to_end(self._executor, lambda path=path: names.discard(self._files, path))  # type: ignore[misc]
 
     async def _take(self) -> SnapshotCopy:
         self._serial += 1
         serial = self._serial
         return await run_to_end(
             self._executor,
-            lambda: take_copy(self._directory, serial, self._make_copy),
-            discard=lambda copy: copy.path.unlink(missing_ok=True),
+            lambda: take_copy(self._directory, serial, self._make_copy, self._files),
+            discard=lambda copy: names.discard(self._files, copy.path),
         )
 
 
-def take_copy(directory: Path, serial: int, make_copy: MakeCopy) -> SnapshotCopy:
+def take_copy(directory: Path, serial: int, make_copy: MakeCopy, files: Files) -> SnapshotCopy:
     """Take one copy: temporary name, sync, checksum, rename, sync the directory. Blocking. Raises SnapshotCopyError and leaves nothing
     behind.
     """
-    path = files.taking_path(directory, serial)
+    path = names.taking_path(directory, serial)
     try:
         metadata = make_copy(path)
-        files.sync_file(path)
-        sha256, size_bytes = _checksum(path)
+        names.sync_file(files, path)
+        sha256, size_bytes = _checksum(files, path)
         if not size_bytes:
             raise SnapshotCopyError(f"{path}: the copy of the store is empty")
-        final = files.outgoing_path(directory, serial, content_id(sha256))
-        path.rename(final)
+        final = names.outgoing_path(directory, serial, content_id(sha256))
+        files.rename(path, final)
         path = final
-        files.sync_directory(directory)
+        files.fsync_dir(directory)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        names.discard(files, path)
         raise SnapshotCopyError(f"{path}: {error.strerror or error}") from error
     except KvError as error:
-        path.unlink(missing_ok=True)
+        names.discard(files, path)
         raise SnapshotCopyError(f"{path}: {error}") from error
     except BaseException:
-        path.unlink(missing_ok=True)
+        names.discard(files, path)
         raise
     return SnapshotCopy(path=path, size_bytes=size_bytes, sha256=sha256, metadata=metadata)
 
 
-def _checksum(path: Path) -> tuple[bytes, int]:
+def _checksum(files: Files, path: Path) -> tuple[bytes, int]:
     """SHA-256 and size of the file."""
     digest = hashlib.sha256()
     size_bytes = 0
-    block = bytearray(_HASH_BLOCK_BYTES)
-    view = memoryview(block)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(view[:count])
-            size_bytes += count
+    file = files.open(path, writable=False)
+    try:
+        while block := file.pread(_HASH_BLOCK_BYTES, size_bytes):
+            digest.update(block)
+            size_bytes += len(block)
+    finally:
+        file.close()
     return digest.digest(), size_bytes

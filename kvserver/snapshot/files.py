@@ -7,19 +7,27 @@
 
 Member, id, index and term are hexadecimal with leading zeros, so that names sort as numbers.
 
-Rules: a rename is preceded by the file's fsync and followed by the directory's. `cleanup` removes what a stopped process left; received
-files stay, because a crash may have come between the rename and the marker in the WAL.
+Rules
+- A rename is preceded by the file's fsync and followed by the directory's.
+- `cleanup` removes what a stopped process left, and makes the names that stay durable: that process may have died between a rename and the
+  sync of the directory, and nothing may rely on a name that a power cut could still take back. Received files stay, because a crash may
+  have come between the rename and the marker in the WAL; once the start has looked at the marker, `remove_received` clears them.
+- A file that can't be removed is left for the next start (`discard`): nothing depends on its absence.
+- Everything goes through `wal.Files`, except that LMDB itself writes a copy into the path it is given (docs/adr/0006).
 """
 
 from __future__ import annotations
 
-import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from raft.types import Index, NodeId, Term
+from wal import Files, OsFiles
+
+OS_FILES: Final = OsFiles()
 
 _LEFTOVER: Final = re.compile(r"outgoing-[0-9]+(-[0-9a-f]{32})?\.(tmp|snap)|incoming-[0-9a-f]{16}-[0-9a-f]{32}\.part")
 _RECEIVED: Final = re.compile(r"received-([0-9a-f]{16})-([0-9a-f]{16})\.snap")
@@ -49,9 +57,10 @@ def part_path(directory: Path, sender: NodeId, snapshot_id: bytes) -> Path:
     return directory / f"incoming-{sender:016x}-{snapshot_id.hex()}.part"
 
 
-def parts_of(directory: Path, sender: NodeId) -> list[Path]:
+def parts_of(files: Files, directory: Path, sender: NodeId) -> list[Path]:
     """Everything that has begun to arrive from `sender`."""
-    return sorted(directory.glob(f"incoming-{sender:016x}-*.part"))
+    beginning = f"incoming-{sender:016x}-"
+    return [directory / name for name in sorted(files.names(directory)) if name.startswith(beginning) and _LEFTOVER.fullmatch(name)]
 
 
 def received_path(directory: Path, index: Index, term: Term) -> Path:
@@ -59,39 +68,54 @@ def received_path(directory: Path, index: Index, term: Term) -> Path:
     return directory / f"received-{index:016x}-{term:016x}.snap"
 
 
-def list_received(directory: Path) -> list[ReceivedSnapshot]:
+def list_received(directory: Path, *, files: Files = OS_FILES) -> list[ReceivedSnapshot]:
     """The whole snapshots in the directory, oldest position first."""
     found = []
-    for path in directory.iterdir():
-        match = _RECEIVED.fullmatch(path.name)
+    for name in files.names(directory):
+        match = _RECEIVED.fullmatch(name)
         if match is not None:
-            found.append(ReceivedSnapshot(path=path, index=Index(int(match[1], 16)), term=Term(int(match[2], 16))))
+            found.append(ReceivedSnapshot(path=directory / name, index=Index(int(match[1], 16)), term=Term(int(match[2], 16))))
     return sorted(found, key=lambda each: (each.index, each.term))
 
 
-def cleanup(directory: Path) -> list[Path]:
-    """Remove unfinished transfers and copies of an earlier process; returns what was removed. Call before anything is sent or received."""
-    removed = [path for path in sorted(directory.iterdir()) if _LEFTOVER.fullmatch(path.name) is not None]
+def cleanup(directory: Path, *, files: Files = OS_FILES) -> list[Path]:
+    """Remove unfinished transfers and copies of an earlier process; returns what was removed. Then the directory's names are durable.
+
+    Call before anything is sent, received or installed. Raises OSError.
+    """
+    removed = [directory / name for name in sorted(files.names(directory)) if _LEFTOVER.fullmatch(name) is not None]
     for path in removed:
-        path.unlink()
-    if removed:
-        sync_directory(directory)
+        files.remove(path)
+    files.fsync_dir(directory)
     return removed
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames and removals in the directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def remove_received(directory: Path, through: Index | None = None, *, files: Files = OS_FILES) -> None:
+    """Remove received files, all of them or those at or below a position: installed ones have moved away, the rest is of no use."""
+    for found in list_received(directory, files=files):
+        if through is None or found.index <= through:
+            discard(files, found.path)
 
 
-def sync_file(path: Path) -> None:
-    """Make the file's content durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+def discard(files: Files, path: Path) -> None:
+    """Remove a file if it is there and the system lets us; otherwise the next start does."""
+    with suppress(OSError):
+        files.remove(path)
+
+
+def size_bytes(path: Path, *, files: Files = OS_FILES) -> int:
+    """The file's length. Raises OSError."""
+    file = files.open(path, writable=False)
     try:
-        os.fsync(descriptor)
+        return file.size()
     finally:
-        os.close(descriptor)
+        file.close()
+
+
+def sync_file(files: Files, path: Path) -> None:
+    """Make the file's content durable. Raises OSError."""
+    file = files.open(path, writable=False)
+    try:
+        file.fsync()
+    finally:
+        file.close()

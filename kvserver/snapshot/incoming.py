@@ -7,7 +7,8 @@ Rules
   the part.
 - Written data is pushed to the disk every `SYNC_INTERVAL_BYTES`, so that neither dirty pages nor the last sync grow with the snapshot.
 - Of one sender at most one part is kept: that of the id it offered last.
-
+- A whole file of the same position that is already there stays, and the new one is dropped: it was verified just as well, and may be about
+  to be installed.
 - After a SnapshotStorageError the part is worth nothing (a failed sync may have dropped pages): close with keep=False.
 
 Errors: SnapshotStorageError for whatever the file system says; SnapshotOfferError for a chunk out of plan; SnapshotCorruptError from
@@ -17,16 +18,17 @@ Errors: SnapshotStorageError for whatever the file system says; SnapshotOfferErr
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from kvserver.snapshot import files, plan
+from kvserver.snapshot import files as names
+from kvserver.snapshot import plan
 from kvserver.snapshot.errors import SnapshotCorruptError, SnapshotStorageError
 from kvserver.snapshot.plan import SnapshotOffer
 from raft.types import NodeId
+from wal import File, Files
 
 SYNC_INTERVAL_BYTES: Final = 32 * 1024 * 1024
 _REREAD_BYTES: Final = 1024 * 1024
@@ -35,27 +37,31 @@ _REREAD_BYTES: Final = 1024 * 1024
 class IncomingFile:
     """One transfer's file. One owner, one call at a time; `close` is due in every case but after `finish`."""
 
-    def __init__(self, path: Path, descriptor: int, offer: SnapshotOffer) -> None:
+    def __init__(self, files: Files, path: Path, file: File, offer: SnapshotOffer) -> None:
+        self._files = files
         self._path = path
-        self._descriptor = descriptor
+        self._file = file
+        self._is_closed = False
+        self._made: Path | None = None
         self._offer = offer
         self._hash = hashlib.sha256()
         self._unsynced_bytes = 0
         self.offset = 0
 
     @classmethod
-    def open(cls, directory: Path, sender: NodeId, offer: SnapshotOffer) -> IncomingFile:
+    def open(cls, directory: Path, sender: NodeId, offer: SnapshotOffer, *, files: Files = names.OS_FILES) -> IncomingFile:
         """Begin, or go on with, the offered content; parts of other content from this sender are removed.
 
         `offset` then says from where the rest is wanted. Raises SnapshotStorageError, also when the disk has no room for the rest.
         """
-        path = files.part_path(directory, sender, offer.id)
+        path = names.part_path(directory, sender, offer.id)
         with _storage_errors(path):
-            for other in files.parts_of(directory, sender):
+            parts = names.parts_of(files, directory, sender)
+            for other in parts:
                 if other != path:
-                    other.unlink()
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        incoming = cls(path, descriptor, offer)
+                    files.remove(other)
+            file = files.open(path, writable=True) if path in parts else files.create(path)
+        incoming = cls(files, path, file, offer)
         try:
             with _storage_errors(path):
                 incoming._take_up()
@@ -67,10 +73,10 @@ class IncomingFile:
 
     def _take_up(self) -> None:
         """Bring checksum and offset to the end of what is kept, cut to whole chunks."""
-        keep = plan.resume_offset(os.fstat(self._descriptor).st_size, self._offer)
-        os.ftruncate(self._descriptor, keep)
+        keep = plan.resume_offset(self._file.size(), self._offer)
+        self._file.truncate(keep)
         while self.offset < keep:
-            block = os.pread(self._descriptor, min(_REREAD_BYTES, keep - self.offset), self.offset)
+            block = self._file.pread(min(_REREAD_BYTES, keep - self.offset), self.offset)
             if not block:
                 raise OSError(f"file ended at {self.offset}, {keep} bytes were there")
             self._hash.update(block)
@@ -78,21 +84,18 @@ class IncomingFile:
 
     def _check_room(self, directory: Path) -> None:
         """Refuse early what can't fit; a disk that fills up later is reported by `write`."""
-        room = os.statvfs(directory)
-        missing = self._offer.size_bytes - self.offset
-        if missing > room.f_bavail * room.f_frsize:
-            raise SnapshotStorageError(f"{self._path}: {missing} bytes are missing, the disk has room for {room.f_bavail * room.f_frsize}")
+        missing, room = self._offer.size_bytes - self.offset, self._files.free_bytes(directory)
+        if missing > room:
+            raise SnapshotStorageError(f"{self._path}: {missing} bytes are missing, the disk has room for {room}")
 
     def write(self, offset: int, chunk: bytes) -> None:
         """Append a verified chunk, which must be the next of the plan."""
         plan.check_chunk(offset, len(chunk), self.offset, self._offer)
         with _storage_errors(self._path):
-            written = 0
-            while written < len(chunk):
-                written += os.pwrite(self._descriptor, memoryview(chunk)[written:], offset + written)
+            self._file.pwritev([chunk], offset)
             self._unsynced_bytes += len(chunk)
             if self._unsynced_bytes >= SYNC_INTERVAL_BYTES:
-                os.fdatasync(self._descriptor)
+                self._file.fdatasync()
                 self._unsynced_bytes = 0
         self._hash.update(chunk)
         self.offset += len(chunk)
@@ -111,28 +114,38 @@ class IncomingFile:
             self.close(keep=False)
             raise SnapshotCorruptError(f"{self._path}: SHA-256 is {self._hash.hexdigest()}, {self._offer.sha256.hex()} was announced")
         metadata = self._offer.metadata
-        final = files.received_path(self._path.parent, metadata.index, metadata.term)
+        final = names.received_path(self._path.parent, metadata.index, metadata.term)
         try:
             with _storage_errors(self._path):
-                os.fsync(self._descriptor)
-                self._path.rename(final)
-                files.sync_directory(final.parent)
+                if final.name in self._files.names(final.parent):
+                    self.close(keep=False)
+                    return final
+                self._file.fsync()
+                self._files.rename(self._path, final)
+                self._made = final
+                self._files.fsync_dir(final.parent)
         except SnapshotStorageError:
             # After a failed sync the pages may be marked clean: what a retry would read back proves nothing. Begin anew.
             self.close(keep=False)
-            final.unlink(missing_ok=True)
+            self.withdraw()
             raise
         self.close(keep=True)
         return final
 
+    def withdraw(self) -> None:
+        """Remove the final file if this transfer made it: nobody wants it."""
+        if self._made is not None:
+            names.discard(self._files, self._made)
+            self._made = None
+
     def close(self, *, keep: bool) -> None:
         """Close the file; `keep` leaves the part for a later transfer, otherwise it is removed. May be called twice."""
-        if self._descriptor < 0:
+        if self._is_closed:
             return
-        os.close(self._descriptor)
-        self._descriptor = -1
+        self._is_closed = True
+        self._file.close()
         if not keep:
-            self._path.unlink(missing_ok=True)
+            names.discard(self._files, self._path)
 
 
 @contextmanager

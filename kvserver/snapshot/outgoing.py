@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from kvserver.snapshot.errors import SnapshotStorageError
+from kvserver.snapshot.files import OS_FILES
+from wal import Files
 
 
 class OutgoingFile:
     """An open copy; it stays readable when its name is removed. One call at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, files: Files = OS_FILES) -> None:
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = files.open(path, writable=False)
         except OSError as error:
             raise SnapshotStorageError(f"{path}: {error.strerror or error}") from error
         self._path = path
@@ -21,7 +22,7 @@ class OutgoingFile:
     def read(self, offset: int, length_bytes: int) -> bytes:
         """Exactly `length_bytes` from `offset`. Raises SnapshotStorageError, also when the file is shorter than that."""
         try:
-            chunk = os.pread(self._descriptor, length_bytes, offset)
+            chunk = self._file.pread(length_bytes, offset)
         except OSError as error:
             raise SnapshotStorageError(f"{self._path}: {error.strerror or error}") from error
         if len(chunk) != length_bytes:
@@ -30,6 +31,4 @@ class OutgoingFile:
 
     def close(self) -> None:
         """Close the file. May be called twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()

@@ -7,22 +7,33 @@ from __future__ import annotations
 
 from kvserver.storage.config import EngineConfig, EngineHooks
 from kvserver.storage.engine import Engine
-from kvserver.storage.errors import StorageError, StorageNoSpaceError, StoreFailedError, StoreUnreadableError, ViewExpiredError
-from kvserver.storage.files import read_only_env
+from kvserver.storage.errors import (
+    DamagedRowError,
+    StorageError,
+    StorageNoSpaceError,
+    StoreFailedError,
+    StoreUnreadableError,
+    ViewExpiredError,
+)
+from kvserver.storage.files import check_structure, read_only_env
+from kvserver.storage.page_format import StateGoneError
 from kvserver.storage.reader import LayeredReader, Reader
 from kvserver.storage.view import ReadView
 
 __all__ = [
+    "DamagedRowError",
     "Engine",
     "EngineConfig",
     "EngineHooks",
     "LayeredReader",
     "ReadView",
     "Reader",
+    "StateGoneError",
     "StorageError",
     "StorageNoSpaceError",
     "StoreFailedError",
     "StoreUnreadableError",
     "ViewExpiredError",
+    "check_structure",
     "read_only_env",
 ]

@@ -25,31 +25,36 @@ from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
+from typing import Final
 
 from kvserver.errors import FatalError
 from kvserver.storage import batch, files
 from kvserver.storage.config import EngineConfig, EngineHooks
 from kvserver.storage.errors import StorageNoSpaceError, StoreFailedError, StoreUnreadableError
-from kvserver.storage.layer import Layer
+from kvserver.storage.layer import ENTRY_OVERHEAD_BYTES, Layer
 from kvserver.storage.reader import LayeredReader
 from kvserver.storage.view import MAX_AGE_S, ReadView
+from wal import Files, OsFiles
+
+OS_FILES: Final = OsFiles()
 
 
 class Engine:
     """One open store file with its write buffer. Everything but ReadViews and `copy_to` belongs to the loop that opened it."""
 
-    def __init__(self, path: Path, tables: Sequence[bytes], config: EngineConfig, hooks: EngineHooks) -> None:
+    def __init__(self, path: Path, tables: Sequence[bytes], config: EngineConfig, hooks: EngineHooks, system: Files) -> None:
+        self._system = system
         self.path = path
         self.hooks = hooks
         self._config = config
         self._table_names = tuple(tables)
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, "store-commit")
-        self._env, self._dbs = files.open_env(path, quota_bytes=config.quota_bytes, tables=tables)
+        self._env, self._dbs = files.open_env(path, quota_bytes=config.quota_bytes, tables=tables, every_row=config.verify_on_open)
         self._active = Layer(len(tables))
         self._pending: Layer | None = None
         self._writing: ThreadFuture[float] | None = None
-        self._reader = LayeredReader(self._env, self._dbs, (self._active,))
+        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged)
         self._timer: asyncio.TimerHandle | None = None
         self._wanted = False
         self._gate: int | None = None
@@ -63,17 +68,29 @@ class Engine:
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._views: dict[ReadView, asyncio.TimerHandle] = {}
+        self._in_use_bytes: int | None = None  # counted when asked, once per committed batch: the quota asks before every put
         self._view_waiters: list[asyncio.Future[None]] = []
         self._copying = Lock()
 
     @classmethod
-    def open(cls, path: Path, *, tables: Sequence[bytes], config: EngineConfig | None = None, hooks: EngineHooks | None = None) -> Engine:
+    def open(
+        cls,
+        path: Path,
+        *,
+        tables: Sequence[bytes],
+        config: EngineConfig | None = None,
+        hooks: EngineHooks | None = None,
+        system: Files = OS_FILES,
+    ) -> Engine:
         """Open or create the store in the file `path`; must be called on the running loop. Blocks for the time of a few page reads.
+
+        Args:
+            system: through what the file is replaced; LMDB reads and writes it by itself (docs/adr/0006).
 
         Raises:
             StoreUnreadableError: the file is no store, is truncated, or isn't accessible.
         """
-        return cls(path, tables, config or EngineConfig(), hooks or EngineHooks())
+        return cls(path, tables, config or EngineConfig(), hooks or EngineHooks(), system)
 
     # --- writing -------------------------------------------------------------------------------------------------------------------------
 
@@ -126,6 +143,12 @@ class Engine:
     def buffered_bytes(self) -> int:
         """Bytes of keys, values and overhead in both layers."""
         return self._active.size_bytes + (self._pending.size_bytes if self._pending is not None else 0)
+
+    @property
+    def buffered_payload_bytes(self) -> int:
+        """Bytes of keys and values in both layers: about what the next commits add to the file, deletions' keys included."""
+        overhead_bytes = ENTRY_OVERHEAD_BYTES * (self._active.count + (self._pending.count if self._pending is not None else 0))
+        return self.buffered_bytes - overhead_bytes
 
     @property
     def has_room(self) -> bool:
@@ -184,7 +207,7 @@ class Engine:
         layers = [self._active.frozen_copy()]
         if self._pending is not None:
             layers.append(self._pending)
-        view = ReadView(LayeredReader(self._env, self._dbs, tuple(layers)), self._view_closed)
+        view = ReadView(LayeredReader(self._env, self._dbs, tuple(layers), self._damaged), self._view_closed)
         self._views[view] = self._loop.call_later(MAX_AGE_S, self._expire_view, view)
         return view
 
@@ -195,12 +218,10 @@ class Engine:
 
     @property
     def size_in_use_bytes(self) -> int:
-        """Bytes of pages that hold something: tables, their tree, and the two meta pages; free pages don't count."""
-        with self._env.begin() as txn:
-            stats = [txn.stat(db) for db in self._dbs]
-        stats.append(self._env.stat())
-        pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
-        return (pages + 2) * int(stats[-1]["psize"])
+        """Bytes of pages that hold something, as committed: tables, their tree, and the two meta pages; free pages don't count."""
+        if self._in_use_bytes is None:
+            self._in_use_bytes = files.in_use_bytes(self._env, self._dbs)
+        return self._in_use_bytes
 
     # --- whole-file operations -----------------------------------------------------------------------------------------------------------
 
@@ -226,19 +247,28 @@ class Engine:
         self._stop_timer()
         await self._wait_idle(drop_unwritten=True)
         async with self._no_copy():
+            await self._prepare_replace()
             await self._wait_views()
             self._reader.close()
             self._env.close()
-            files.replace(self.path, source)
+            files.replace(self.path, source, self._system)
             self._env, self._dbs = files.open_env(self.path, quota_bytes=self._config.quota_bytes, tables=self._table_names)
         self._pending = None
+        self._in_use_bytes = None
         self._active = Layer(len(self._table_names))
-        self._reader = LayeredReader(self._env, self._dbs, (self._active,))
+        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged)
         self._wanted = False
         self._committed_batches = self._sealed
+        self._has_space_again()
         self._advance_durable(mark)
         self._wake(self._idle_waiters)
         self._wake(self._room_waiters)
+
+    async def _prepare_replace(self) -> None:
+        """Reserve what the swap needs; without space, wait for it."""
+        while (error := files.prepare_replace(self.path)) is not None:
+            self._out_of_space(StorageNoSpaceError(self.path, str(error)))
+            await asyncio.sleep(self._config.retry_s)
 
     async def close(self, *, commit: bool = True) -> None:
         """Commit what is buffered (unless told not to, out of space, behind the gate, or failed), then close the file."""
@@ -295,7 +325,7 @@ class Engine:
     def _write_pending(self) -> None:
         if self._pending is None or self._writing is not None or not self._may_write(self._pending) or self._failure is not None:
             return
-        self._writing = self._executor.submit(batch.write, self._env, self._dbs, self._pending)
+        self._writing = self._executor.submit(batch.commit, self._env, self._dbs, self._pending, self.path)
         self._writing.add_done_callback(self._written_in_thread)
 
     def _written_in_thread(self, future: ThreadFuture[float]) -> None:
@@ -306,7 +336,7 @@ class Engine:
         error = future.exception()
         if error is None:
             self._committed(future.result())
-        elif batch.is_no_space(error, self.path):
+        elif isinstance(error, StorageNoSpaceError):
             self._out_of_space(error)
         else:
             self._fail(StoreFailedError(self.path, error))
@@ -317,12 +347,11 @@ class Engine:
             raise AssertionError("a commit ended that nothing had begun")
         mark = self._pending.mark
         self._pending = None
+        self._in_use_bytes = None
         self._committed_batches += 1
         self._reader.close()
-        self._reader = LayeredReader(self._env, self._dbs, (self._active,))
-        if self._no_space:
-            self._no_space = False
-            self.hooks.on_no_space(None)
+        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged)
+        self._has_space_again()
         self.hooks.on_commit_seconds(seconds)
         self._set_durable(mark)
         self._wake(self._room_waiters)
@@ -339,12 +368,17 @@ class Engine:
         self._durable_waiters = [(wanted, waiter) for wanted, waiter in waiting if wanted > mark]
         self._wake([waiter for wanted, waiter in waiting if wanted <= mark])
 
-    def _out_of_space(self, error: BaseException) -> None:
+    def _out_of_space(self, error: StorageNoSpaceError) -> None:
         if not self._no_space:
             self._no_space = True
-            self.hooks.on_no_space(StorageNoSpaceError(self.path, str(error)))
+            self.hooks.on_no_space(error)
         if not self._closed:
             self._loop.call_later(self._config.retry_s, self._write_pending)
+
+    def _has_space_again(self) -> None:
+        if self._no_space:
+            self._no_space = False
+            self.hooks.on_no_space(None)
 
     def _fail(self, failure: FatalError) -> None:
         self._failure = failure
@@ -391,6 +425,10 @@ class Engine:
             view.expired = True
         while self._views:
             await self._wait(self._view_waiters)
+
+    def _damaged(self, table: int, key: bytes, reason: str) -> None:
+        """Called by whichever thread read the row."""
+        self.hooks.on_damage(table, key, reason)
 
     def _expire_view(self, view: ReadView) -> None:
         view.expired = True

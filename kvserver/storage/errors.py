@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvserver.errors import FatalError, KvError
+from kvserver.errors import CorruptError, FatalError, KvError
 
 
 class StorageError(KvError):
@@ -44,3 +44,14 @@ class StoreUnreadableError(FatalError):
     def __init__(self, path: Path, reason: str) -> None:
         self.path = path
         super().__init__(f"the store {path} can't be opened: {reason}")
+
+
+class DamagedRowError(CorruptError):
+    """A row of the file isn't what was written: it is never served. To a client it is CorruptError; the text is for the log."""
+
+    def __init__(self, path: str, table: int, key: bytes, reason: str) -> None:
+        super().__init__()
+        self.table = table
+        self.key = key
+        self.reason = reason
+        self.text = f"{path}: the row {key[:40].hex() or '(first)'} of table {table} {reason}"

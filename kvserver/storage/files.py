@@ -3,12 +3,16 @@
 Layout of the directory that holds the store (mode 0700; files 0600)
 
     <name>          the LMDB file, no subdirectory
-    <name>-lock     LMDB's reader table; made anew by the first process that opens the file, removed with a replaced file
+    <name>-lock     LMDB's reader table; made anew by the first process that opens the file, replaced with a replaced file
+    <name>-lock.new the next one, while a file is being replaced
 
 Rules
-- The map is sparse and sized once, at `MAP_FACTOR` times the quota; it never grows while open. No WRITEMAP: a full disk is then an error
-  and not a signal.
-- A file shorter than its own meta page says is refused before anything reads it, because reading past its end would kill the process.
+- The map is sparse and sized once, when the file is opened (`map_size_bytes`); it never grows while open. No WRITEMAP: a full disk is then
+  an error and not a signal.
+- LMDB writes its lock file through a map: a hole in it, met when the disk is full, would kill the process (SIGBUS). So its blocks are
+  reserved before it is opened.
+- A file is read page by page before LMDB maps it (`check_structure`), and refused if it is shorter than it says or any page is damaged:
+  LMDB would follow a wrong number anywhere, past the file's end, which kills the process, or into the pages of an older state.
 - `replace` is atomic: the new file is fsynced first, renamed over the old one, and the directory fsynced. A crash before the rename
   leaves the old store and the new file under its own name, a crash after it the new store; neither leaves anything to repair.
 """
@@ -25,28 +29,43 @@ from typing import Any, Final
 import lmdb
 
 from kvserver.storage.errors import StoreUnreadableError
+from kvserver.storage.pages import PageFile, check_all, check_pages
+from wal import Files
 
 MAP_FACTOR: Final = 4
-MIN_MAP_BYTES: Final = 64 << 20
+MAP_HEADROOM_BYTES: Final = 1 << 30
+"""What always fits above the quota: writes that were admitted together, deletions, compactions, alarms. Address space, not disk."""
+UNLIMITED_MAP_BYTES: Final = 1 << 40
+"""The map without a quota."""
 MAX_READERS: Final = 126
+LOCK_BYTES: Final = 8192
+"""LMDB's lock file for so many readers (64 bytes each, and as many for its head)."""
 SPARE_TXNS: Final = 8
 
-NO_SPACE_CODES: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_SPACE_CODES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PROBE_BYTES: Final = 1 << 20
+RESTORE: Final = (
+    "nothing was changed; `kvserver check` lists all the damage, restore this member from its peers or from a backup "
+    "(docs/operations/corruption.md)"
+)
+_MAP_UNIT_BYTES: Final = 1 << 16
 
 
-def open_env(path: Path, *, quota_bytes: int, tables: Sequence[bytes]) -> tuple[lmdb.Environment, list[Any]]:
+def open_env(path: Path, *, quota_bytes: int, tables: Sequence[bytes], every_row: bool = False) -> tuple[lmdb.Environment, list[Any]]:
     """Open (or create) the store's file and its tables, and clear the reader slots that dead processes left.
 
     Raises:
-        StoreUnreadableError: not an LMDB file, truncated, or not accessible.
+        StoreUnreadableError: not an LMDB file, truncated, damaged (see `check_structure`), or not accessible.
     """
     existed = path.exists()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if existed and path.stat().st_size:
+        check_structure(path, tables, every_row=every_row)
     try:
+        _reserve_lock(lock_path(path))
         env = lmdb.open(
-            str(path),
-            map_size=max(MIN_MAP_BYTES, MAP_FACTOR * quota_bytes),
+            os.fsencode(path),  # a path need not be text
+            map_size=map_size_bytes(quota_bytes=quota_bytes, file_bytes=path.stat().st_size if existed else 0),
             subdir=False,
             mode=0o600,
             max_dbs=len(tables),
@@ -54,7 +73,6 @@ def open_env(path: Path, *, quota_bytes: int, tables: Sequence[bytes]) -> tuple[
             max_spare_txns=SPARE_TXNS,
         )
         try:
-            _check_length(env, path)
             env.reader_check()
             dbs = [env.open_db(name) for name in tables]
         except BaseException:
@@ -67,22 +85,60 @@ def open_env(path: Path, *, quota_bytes: int, tables: Sequence[bytes]) -> tuple[
     return env, dbs
 
 
+def map_size_bytes(*, quota_bytes: int, file_bytes: int) -> int:
+    """How large a store may become: several times the quota (negative: there is none), as freed pages are reused late; and room above both
+    the quota and the file as it is, which an operator who lowers the quota needs for deleting."""
+    if quota_bytes < 0:
+        return _whole_pages(max(UNLIMITED_MAP_BYTES, 2 * file_bytes))
+    return _whole_pages(max(MAP_FACTOR * quota_bytes, file_bytes) + MAP_HEADROOM_BYTES)
+
+
+def in_use_bytes(env: lmdb.Environment, dbs: Sequence[Any]) -> int:
+    """Bytes of the pages that hold something: the tables, the tree of tables, the two meta pages."""
+    with env.begin() as txn:
+        stats = [txn.stat(db) for db in dbs]
+    stats.append(env.stat())
+    pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
+    return (pages + 2) * int(stats[-1]["psize"])
+
+
 def read_only_env(path: Path, *, tables: int) -> lmdb.Environment:
-    """Open a copy that nobody writes, for checking it.
+    """Open a file that nobody writes and that `check_structure` found sound: LMDB would follow a wrong page number anywhere.
 
     Raises:
-        StoreUnreadableError: missing, not an LMDB file, or truncated.
+        StoreUnreadableError: missing, or not an LMDB file.
     """
     try:
-        env = lmdb.open(str(path), subdir=False, readonly=True, create=False, lock=False, max_dbs=tables)
-        try:
-            _check_length(env, path)
-        except BaseException:
-            env.close()
-            raise
+        env = lmdb.open(os.fsencode(path), subdir=False, readonly=True, create=False, lock=False, max_dbs=tables)
     except (lmdb.Error, OSError) as error:
         raise StoreUnreadableError(path, str(error)) from error
     return env
+
+
+def check_structure(path: Path, tables: Sequence[bytes], *, every_row: bool = False) -> None:
+    """Read the file without LMDB: the frame of every page (1 s for a million rows); with `every_row` every row, too (4 s).
+
+    Raises:
+        StoreUnreadableError: a page, or with `every_row` a row, isn't what was written.
+    """
+    found = 0
+    first = ""
+
+    def report(offset_bytes: int, reason: str) -> None:
+        nonlocal found, first
+        found += 1
+        first = first or f"at offset {offset_bytes} {reason}"
+
+    with PageFile.open(path) as file:
+        try:
+            if every_row:
+                check_all(file, tables, report)
+            else:
+                check_pages(file, tables, report)
+        except OSError as error:
+            raise StoreUnreadableError(path, f"reading it failed: {error.strerror or error}") from error
+    if found:
+        raise StoreUnreadableError(path, f"it is damaged: {first}{f' (and {found - 1} more)' if found > 1 else ''}; {RESTORE}")
 
 
 def copy_env(env: lmdb.Environment, path: Path) -> None:
@@ -107,21 +163,54 @@ def copy_env(env: lmdb.Environment, path: Path) -> None:
         raise
 
 
-def replace(path: Path, source: Path) -> None:
-    """Put `source` in the place of the closed store `path`; both lie on one file system. See the module's rules for crashes."""
-    fd = os.open(source, os.O_RDONLY)
+def prepare_replace(path: Path) -> OSError | None:
+    """Reserve what `replace` is going to need, while the store is still open; the error if there is no space for it.
+
+    Raises:
+        OSError: anything else; nothing has changed then.
+    """
+    fresh = _fresh_lock_path(path)
+    fresh.unlink(missing_ok=True)
     try:
-        os.fsync(fd)
+        _reserve_lock(fresh)
+    except OSError as error:
+        if error.errno in NO_SPACE_CODES:
+            return error
+        raise
+    return None
+
+
+def replace(path: Path, source: Path, system: Files) -> None:
+    """Put `source` in the place of the closed store `path`; both lie on one file system. Needs no space after `prepare_replace`.
+
+    See the module's rules for crashes. Goes through `system`, so that tests lose power at each step.
+    """
+    file = system.open(source, writable=False)
+    try:
+        file.fsync()
     finally:
-        os.close(fd)
-    lock_path(path).unlink(missing_ok=True)
-    source.replace(path)
-    sync_directory(path.parent)
+        file.close()
+    _fresh_lock_path(path).replace(lock_path(path))
+    system.rename(source, path)
+    system.fsync_dir(path.parent)
 
 
 def lock_path(path: Path) -> Path:
     """Where LMDB keeps the reader table of the store `path`."""
     return path.with_name(path.name + "-lock")
+
+
+def _fresh_lock_path(path: Path) -> Path:
+    return path.with_name(path.name + "-lock.new")
+
+
+def _reserve_lock(path: Path) -> None:
+    """Make the lock file if there is none, with all its blocks."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, LOCK_BYTES)
+    finally:
+        os.close(fd)
 
 
 def sync_directory(path: Path) -> None:
@@ -131,6 +220,12 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def free_bytes(directory: Path) -> int:
+    """How much more this process may write on the file system of `directory`, as of now; a user's quota is not seen."""
+    room = os.statvfs(directory)
+    return room.f_bavail * room.f_frsize
 
 
 def is_disk_full(directory: Path) -> bool:
@@ -144,10 +239,5 @@ def is_disk_full(directory: Path) -> bool:
     return written < _PROBE_BYTES
 
 
-def _check_length(env: lmdb.Environment, path: Path) -> None:
-    size_bytes = path.stat().st_size
-    needed_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    if size_bytes < needed_bytes:
-        raise StoreUnreadableError(
-            path, f"it has {size_bytes} bytes but its meta page covers {needed_bytes}: it was truncated; restore this member from its peers"
-        )
+def _whole_pages(size_bytes: int) -> int:
+    return -(-size_bytes // _MAP_UNIT_BYTES) * _MAP_UNIT_BYTES

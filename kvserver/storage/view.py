@@ -33,6 +33,11 @@ class ReadView:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    @property
+    def file_txn_id(self) -> int:
+        """Which committed state of the file the view holds on to."""
+        return self._reader.file_txn_id
+
     def close(self) -> None:
         """End the view; any thread, but not while another one reads it. Closing twice is fine."""
         if not self.closed:
@@ -45,15 +50,20 @@ class ReadView:
         self._check()
         return self._reader.get(table, key)
 
+    def get_view(self, table: int, key: bytes) -> memoryview | None:
+        """See Reader."""
+        self._check()
+        return self._reader.get_view(table, key)
+
     def iterate(self, table: int, lo: bytes = b"", hi: bytes | None = None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """See Reader."""
         for item in self._reader.iterate(table, lo, hi, reverse=reverse):
             self._check()
             yield item
 
-    def iterate_raw(self, table: int, lo: bytes = b"", hi: bytes | None = None) -> Iterator[tuple[bytes, bytes | memoryview]]:
+    def iterate_views(self, table: int, lo: bytes = b"", hi: bytes | None = None) -> Iterator[tuple[bytes, memoryview]]:
         """See Reader."""
-        for item in self._reader.iterate_raw(table, lo, hi):
+        for item in self._reader.iterate_views(table, lo, hi):
             self._check()
             yield item
 

@@ -37,6 +37,9 @@ class KvCalls:
         self.endpoint = endpoint
         self._channel = grpc.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
         self._put = self._channel.unary_unary("/etcdserverpb.KV/Put", rpc_pb2.PutRequest.SerializeToString, rpc_pb2.PutResponse.FromString)
+        self._delete = self._channel.unary_unary(
+            "/etcdserverpb.KV/DeleteRange", rpc_pb2.DeleteRangeRequest.SerializeToString, rpc_pb2.DeleteRangeResponse.FromString
+        )
         self._range = self._channel.unary_unary(
             "/etcdserverpb.KV/Range", rpc_pb2.RangeRequest.SerializeToString, rpc_pb2.RangeResponse.FromString
         )
@@ -51,6 +54,11 @@ class KvCalls:
         """Put and return the revision. Raises grpc.RpcError."""
         answer: rpc_pb2.PutResponse = self._put(rpc_pb2.PutRequest(key=key, value=value), timeout=timeout_s)
         return answer.header.revision
+
+    def delete(self, key: bytes, timeout_s: float = CALL_TIMEOUT_S) -> int:
+        """Delete one key and return how many were there. Raises grpc.RpcError."""
+        answer: rpc_pb2.DeleteRangeResponse = self._delete(rpc_pb2.DeleteRangeRequest(key=key), timeout=timeout_s)
+        return answer.deleted
 
     def range(self, request: rpc_pb2.RangeRequest, timeout_s: float = 30.0) -> rpc_pb2.RangeResponse:
         """Range. Raises grpc.RpcError."""

@@ -60,7 +60,10 @@ class _LogPump:
 
 @dataclass(slots=True, kw_only=True)
 class NodeProcess:
-    """One member: its flags, its directory, and the process while it runs."""
+    """One member: its flags, its directory, and the process while it runs. With `faults` (kvserver.testing.faults) its files may fail.
+
+    `program` is what the interpreter gets in front of the flags: another module or script, which behaves like kvserver.
+    """
 
     name: str
     directory: Path
@@ -69,6 +72,8 @@ class NodeProcess:
     http_port: int
     flags: list[str] = field(default_factory=list)
     environment: Mapping[str, str] = field(default_factory=dict)
+    faults: Sequence[str] = ()
+    program: Sequence[str] = ("-m", "kvserver")
     started_s: float = 0.0
     _process: subprocess.Popen[bytes] | None = None
     _log: _LogPump | None = None
@@ -114,7 +119,7 @@ class NodeProcess:
             raise RuntimeError(f"{self.name} is already running")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kvserver", *self.flags],
+            [sys.executable, *self._arguments()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -126,6 +131,11 @@ class NodeProcess:
         self._log = _LogPump(self._process.stderr, self.log_path)
         if wait_ready:
             self.wait_ready()
+
+    def _arguments(self) -> list[str]:
+        if not self.faults:
+            return [*self.program, *self.flags]
+        return ["-m", "kvserver.testing.faulty_server", *(f"--fail={fault}" for fault in self.faults), "--", *self.flags]
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return when the member serves clients.

@@ -19,6 +19,7 @@ import raft.election
 import raft.follower
 import raft.leader
 import raft.quorum
+from kvserver.node import window_keeper
 from kvserver.node.compaction import PeerClaim, Situation, WindowLimits, decide
 from kvserver.node.log_window import LogWindow
 from kvserver.testing.sim.disk import SimWal, StoreState
@@ -268,7 +269,7 @@ def _snapshot_outcome_unreported(patch: Patch) -> None:
 
 
 def _compaction_ignores_peers(patch: Patch) -> None:
-    patch.setattr(shell, "decide", lambda window, claims, situation, limits: decide(window, (), situation, limits))
+    patch.setattr(window_keeper, "decide", lambda window, claims, situation, limits: decide(window, (), situation, limits))
 
 
 def _compaction_ignores_grace(patch: Patch) -> None:
@@ -276,21 +277,21 @@ def _compaction_ignores_grace(patch: Patch) -> None:
         silent = [replace(claim, last_contact_s=-1e9, is_voter=False) for claim in claims]
         return decide(window, silent, replace(situation, role_since_s=-1e9), limits)
 
-    patch.setattr(shell, "decide", cold)
+    patch.setattr(window_keeper, "decide", cold)
 
 
 def _compaction_beyond_durable(patch: Patch) -> None:
     def bold(window: Any, claims: Any, situation: Situation, limits: WindowLimits) -> Any:
         return decide(window, claims, replace(situation, safe_index=window.last_index()), limits)
 
-    patch.setattr(shell, "decide", bold)
+    patch.setattr(window_keeper, "decide", bold)
 
 
 def _caps_ignored(patch: Patch) -> None:
     def endless(window: Any, claims: Any, situation: Situation, limits: WindowLimits) -> Any:
         return decide(window, claims, situation, WindowLimits(max_entries=1 << 40, max_bytes=1 << 40, grace_s=1e9))
 
-    patch.setattr(shell, "decide", endless)
+    patch.setattr(window_keeper, "decide", endless)
 
 
 def _previous_term_not_kept(patch: Patch) -> None:

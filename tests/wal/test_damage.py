@@ -10,6 +10,7 @@ import pytest
 
 from raft.types import Index, Term
 from wal import (
+    AppliedMismatchError,
     DamagedError,
     FormatVersionError,
     LostEntriesError,
@@ -108,6 +109,41 @@ def test_last_record_with_a_blank_sector_is_torn(kit, life):
     wal.close()
     assert entries == kit.entries(1, 11, size=700)
     assert "payload" in recovered.repaired
+
+
+@pytest.mark.parametrize("left", ["first byte", "last byte", "both"])
+def test_sector_that_is_not_wholly_blank_is_damage(kit, life, left):
+    """A crash leaves a sector as it was before or as it is after, never with a byte of each."""
+    path = kit.newest(life)
+    record = last_entry(kit, path)
+    sector = record.offset_bytes // 512 * 512 + 512
+    before = path.read_bytes()[sector : sector + 512]
+    blank = bytearray(512)
+    if left != "last byte":
+        blank[0] = before[0]
+    if left != "first byte":
+        blank[-1] = before[-1]
+    kit.overwrite(path, sector, bytes(blank))
+    refused(kit, life, DamagedError, "no crash leaves it so")
+
+
+@pytest.mark.parametrize("is_blank_to_the_end", [True, False])
+def test_first_sector_of_a_record_counts_from_its_first_byte(kit, directory, is_blank_to_the_end):
+    """What stands before the record in that sector was synced earlier and says nothing."""
+    wal = Wal.create(directory, kit.METADATA)
+    wal.save(kit.entries(1, 1, size=150), kit.state(), sync=True)
+    start = wal.segments()[0].used_bytes
+    assert 32 < start % 512 < 400
+    wal.save(kit.entries(2, 2, size=2_000), None, sync=True)
+    path = kit.newest(directory)
+    end = start // 512 * 512 + 512
+    kit.overwrite(path, start, bytes(end - start - (0 if is_blank_to_the_end else 1)))
+    if is_blank_to_the_end:
+        wal, _, entries = kit.reopen(directory)
+        wal.close()
+        assert entries == kit.entries(1, 1, size=150)
+    else:
+        refused(kit, directory, DamagedError, "no crash leaves it so")
 
 
 @pytest.mark.parametrize("distance_bytes", [0, 1, 8, 40])
@@ -264,6 +300,18 @@ def test_length_beyond_the_limit_is_refused_before_it_is_read(kit, life, monkeyp
         kit.reopen(life)
 
 
+@pytest.mark.parametrize(("applied", "store_term", "wal_term"), [(12, 2, 1), (5, 7, 1), (3, 2, 1)])
+def test_store_that_applied_another_entry_is_refused(kit, life, applied, store_term, wal_term):
+    """The log is long enough and whole, but it is not the one that the store was applied from."""
+    before = files_of(life)
+    with pytest.raises(AppliedMismatchError, match=f"entry {applied} is of term {wal_term}.* of term {store_term}") as caught:
+        kit.reopen(life, applied=applied, applied_term=Term(store_term), segment_size_bytes=4096)
+    assert files_of(life) == before
+    assert (caught.value.index, caught.value.wal_term, caught.value.store_term) == (applied, wal_term, store_term)
+    wal, _, _ = kit.reopen(life, applied=applied, applied_term=Term(wal_term), segment_size_bytes=4096)
+    wal.close()
+
+
 @pytest.mark.parametrize(("metadata", "field"), [(Metadata(0xBAD, 0xA1), "cluster"), (Metadata(0xC1, 0xBAD), "member")])
 def test_log_of_another_cluster_or_member_is_refused(life, metadata, field):
     with pytest.raises(MetadataMismatchError, match=f"{field} [ca]1, but this process is {field} bad"):
@@ -369,7 +417,7 @@ def test_directory_that_can_not_be_written_is_a_clear_error(kit, code):
     disk, directory, wal = sim(kit)
     wal.save(kit.entries(1, 3), kit.state(), sync=True)
     disk.fail_errno = code
-    disk.fail_when = lambda name, path: name in ("create", "mkdir", "open-rw")
+    disk.fail_when = lambda name, path: name in ("create", "make_directory", "open_write")
     with pytest.raises(WalIOError, match="permissions") as caught:
         kit.reopen(directory, files=disk)
     assert caught.value.errno == code

@@ -4,8 +4,9 @@ Rules: a printer is pure, `answer -> bytes`; nothing here writes. What a format 
 unsupported format never hides a mutation that did happen. Formats are imported one at a time, on demand.
 """
 
-from kvserver.cli.output.choose import change_printer, endpoint_printer, key_value_printer, member_printer
+from kvserver.cli.output.choose import alarm_printer, change_printer, endpoint_printer, key_value_printer, member_printer
 from kvserver.cli.output.types import (
+    AlarmPrinter,
     ChangePrinter,
     EndpointHash,
     EndpointHealth,
@@ -17,6 +18,7 @@ from kvserver.cli.output.types import (
 )
 
 __all__ = [
+    "AlarmPrinter",
     "ChangePrinter",
     "EndpointHash",
     "EndpointHealth",
@@ -25,6 +27,7 @@ __all__ = [
     "KeyValuePrinter",
     "MemberPrinter",
     "Rendered",
+    "alarm_printer",
     "change_printer",
     "endpoint_printer",
     "key_value_printer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvserver.cli.errors import CliError, ExitCode
-from kvserver.cli.output.types import ChangePrinter, EndpointPrinter, KeyValuePrinter, MemberPrinter
+from kvserver.cli.output.types import AlarmPrinter, ChangePrinter, EndpointPrinter, KeyValuePrinter, MemberPrinter
 from kvserver.cli.settings import Settings
 
 
@@ -66,6 +66,28 @@ def change_printer(settings: Settings) -> ChangePrinter:
             from kvserver.cli.output.json import JsonPrinter
 
             return JsonPrinter()
+        case "protobuf":
+            from kvserver.cli.output.protobuf import ProtobufPrinter
+
+            return ProtobufPrinter()
+    raise _unsupported(settings.write_out)
+
+
+def alarm_printer(settings: Settings) -> AlarmPrinter:
+    """For the alarm commands."""
+    match settings.write_out:
+        case "simple":
+            from kvserver.cli.output.simple import SimplePrinter
+
+            return SimplePrinter(hex_output=settings.hex)
+        case "json":
+            from kvserver.cli.output.json import JsonPrinter
+
+            return JsonPrinter()
+        case "fields":
+            from kvserver.cli.output.fields import FieldsPrinter
+
+            return FieldsPrinter()
         case "protobuf":
             from kvserver.cli.output.protobuf import ProtobufPrinter
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kvserver.cli.golang import format_duration, quote, to_bytes
-from kvserver.cli.output.rows import yes_no
+from kvserver.cli.output.rows import alarm_name, yes_no
 from kvserver.cli.output.types import EndpointHash, EndpointHealth, EndpointStatus, Rendered
 from kvserver.pb import rpc_pb2 as pb
 from kvserver.pb.kv_pb2 import KeyValue
@@ -53,6 +53,13 @@ class FieldsPrinter:
             lines += [f'"PeerURL" : {_quoted(url)}' for url in member.peerURLs]
             lines += [f'"ClientURL" : {_quoted(url)}' for url in member.clientURLs]
             lines += [f'"IsLearner" : {yes_no(member.isLearner)}', ""]
+        return _joined(lines)
+
+    def alarms(self, answer: pb.AlarmResponse) -> bytes:
+        """An empty line behind each alarm; no header where there is none (etcdctl crashes on that)."""
+        lines = list(_header(answer.header)) if answer.HasField("header") else []
+        for alarm in answer.alarms:
+            lines += [f'"MemberID" : {alarm.memberID}', f'"AlarmType" : {alarm_name(alarm.alarm)}', ""]
         return _joined(lines)
 
     def status(self, found: Sequence[EndpointStatus]) -> bytes:

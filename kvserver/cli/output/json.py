@@ -65,6 +65,10 @@ class JsonPrinter:
         """A move-leader."""
         return dump(to_go(answer))
 
+    def alarms(self, answer: pb.AlarmResponse) -> bytes:
+        """A list; kinds are numbers."""
+        return dump(to_go(answer))
+
     def status(self, found: Sequence[EndpointStatus]) -> bytes:
         """A list."""
         return dump([{"Endpoint": each.endpoint, "Status": to_go(each.status)} for each in found])

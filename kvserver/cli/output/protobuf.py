@@ -44,6 +44,10 @@ class ProtobufPrinter:
         """A member promote."""
         return answer.SerializeToString()
 
+    def alarms(self, answer: pb.AlarmResponse) -> bytes:
+        """An alarm list, or an alarm disarm."""
+        return answer.SerializeToString()
+
     def move_leader(self, answer: pb.MoveLeaderResponse, leader_id: int, target_id: int) -> bytes:
         """A move-leader."""
         return answer.SerializeToString()

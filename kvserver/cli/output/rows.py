@@ -31,6 +31,11 @@ def yes_no(value: bool) -> str:
     return "true" if value else "false"
 
 
+def alarm_name(kind: pb.AlarmType.ValueType) -> str:
+    """A kind of alarm as Go prints it: by its number if it has no name."""
+    return pb.AlarmType.Name(kind) if kind in pb.AlarmType.values() else str(int(kind))
+
+
 def member_rows(answer: pb.MemberListResponse) -> list[tuple[str, ...]]:
     """One row a member; a member without a name has never started."""
     return [

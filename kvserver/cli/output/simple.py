@@ -96,6 +96,15 @@ class SimplePrinter:
         """One line."""
         return f"Leadership transferred from {leader_id:x} to {target_id:x}\n".encode()
 
+    def alarms(self, answer: pb.AlarmResponse) -> bytes:
+        """One line an alarm, without what is 0; every part ends in a blank, as Go prints messages."""
+        lines = []
+        for alarm in answer.alarms:
+            member = f"memberID:{alarm.memberID} " if alarm.memberID else ""
+            kind = f"alarm:{rows.alarm_name(alarm.alarm)} " if alarm.alarm else ""
+            lines.append(f"{member}{kind}\n")
+        return "".join(lines).encode()
+
     def status(self, found: Sequence[EndpointStatus]) -> bytes:
         """One line an endpoint."""
         return _lines(rows.status_rows(found))

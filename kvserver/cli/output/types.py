@@ -89,6 +89,13 @@ class ChangePrinter(Protocol):
         """A move-leader: who led, and who leads now."""
 
 
+class AlarmPrinter(Protocol):
+    """Prints what the alarm commands answer; one that disarmed several has no header."""
+
+    def alarms(self, answer: pb.AlarmResponse) -> bytes:
+        """The alarms that are on, or those that were disarmed."""
+
+
 class EndpointPrinter(Protocol):
     """Prints what the endpoint commands found out, in the order given."""
 

@@ -5,6 +5,7 @@ Rules
   received snapshot files stay.
 - The WAL refuses what the real one would refuse to write or to boot from: both follow `wal.state.LogState`.
 - Recovery answers as `Wal.open` does, so that the real `WindowLoader` fills the window.
+- A record is the smallest thing that is lost: what sectors and directory entries add to that is `file_wal.py`'s, on some of the seeds.
 
 Source: durability.md; wal/log.py and wal/state.py for what is refused.
 """
@@ -92,8 +93,11 @@ class SimWal:
 
     def sync(self) -> None:
         """Everything written so far is durable."""
+        self._settle()
+
+    def _settle(self) -> None:
         for record in self._records[self._synced :]:
-            _replay(self.durable, record)
+            replay(self.durable, record)
         self._synced = len(self._records)
 
     def crash(self, rng: Random) -> None:
@@ -109,7 +113,7 @@ class SimWal:
             position = record.index if isinstance(record, Entry) else record[0].index if isinstance(record, tuple) else Index(0)
             if position > through:
                 break
-            _replay(self._base, record)
+            replay(self._base, record)
             count += 1
         if count:
             del self._records[:count]
@@ -127,7 +131,7 @@ class SimWal:
             if isinstance(record, Entry):
                 self._check(state.entry_fault(record.index, record.term))
                 sink(record)
-            _replay(state, record)
+            replay(state, record)
         hard_state = state.hard_state
         commit = Index(max(hard_state.commit, applied_index, state.marker.index if state.marker else 0))
         if state.last_index < commit:
@@ -137,7 +141,7 @@ class SimWal:
         state.hard_state = replace(hard_state, commit=commit)
         self.state, self.durable = state, _copy_of(self._base)
         self._synced = 0
-        self.sync()
+        self._settle()
         self.durable.hard_state = state.hard_state
         return Recovered(
             hard_state=state.hard_state,
@@ -179,7 +183,8 @@ def _copy_of(state: LogState) -> LogState:
     return LogState(start_index=state.start_index, start_term=state.start_term, hard_state=state.hard_state, marker=state.marker)
 
 
-def _replay(state: LogState, record: Record) -> None:
+def replay(state: LogState, record: Record) -> None:
+    """Bring a log's state behind its next record."""
     if isinstance(record, Entry):
         state.append(record.index, record.term)
     elif isinstance(record, HardState):

@@ -2,8 +2,8 @@
 
 Rules
 - Everything between raft and the window is the node's own code: `RawNode` with asynchronous storage writes, `LogWindow`, `WindowLoader`,
-  `decide`, `PeerBook`. This shell repeats the order of the driver: step, turn (all Readys, then compaction), floors with every message,
-  pins from the moment a snapshot is wanted, contact clocks from every message.
+  `WindowKeeper`, `PeerBook`. This shell repeats the order of the driver: step, turn (all Readys, then compaction), floors with every
+  message, pins from the moment a snapshot is wanted, contact clocks from every message.
 - Only ProposalDropped and "peer not found" may come out of a core; any other error, and above all "compacted" or "unavailable", is a
   violation.
 - A crash drops everything but the disk. Events of an earlier life never arrive; those of a stalled member wait, its ticks collapse to one.
@@ -14,8 +14,9 @@ from __future__ import annotations
 from random import Random
 from typing import Protocol
 
-from kvserver.node.compaction import Decision, Role, Situation, decide, is_within_slack
+from kvserver.node.compaction import Decision
 from kvserver.node.peers import PeerBook
+from kvserver.node.window_keeper import WindowKeeper
 from kvserver.node.window_loader import WindowLoader
 from kvserver.testing.sim.checks import SafetyChecks
 from kvserver.testing.sim.disk import Disk, SimWal, StoreState
@@ -74,7 +75,6 @@ class Member:
         self._network = network
         self._checks = checks
         self._outside = outside
-        self._limits = plan.limits
         self._delayed_turns = plan.delayed_turns
         self._rate = 1.0 + plan.clock_skew * (2 * kernel.rng.random() - 1)
         self._offset_s = kernel.rng.random() * 1000
@@ -104,6 +104,7 @@ class Member:
         self.store = SimStore(self, disk, plan.pace, self._note_durable)
         self._checks.check_state(self.id, self.store.state)
         self.window = loader.finish(recovered, recovered.hard_state, self.conf_state, self.store.durable)
+        self._keeper = WindowKeeper(self.window, self.book, plan.limits)
         self.log = LogState(start_index=Index(recovered.first_index - 1), start_term=recovered.prev_term)
         for index in range(recovered.first_index, recovered.last_index + 1):
             self.log.append(Index(index), disk.wal.state.term_at(Index(index)))
@@ -317,28 +318,18 @@ class Member:
     def _compact(self) -> None:
         """Compact the window as the driver does, and have the decision checked."""
         raw, window = self.raw, self.window
-        safe = min(raw.applied_index, self.store.applied_index, self.store.durable_index)
-        if is_within_slack(window, safe, self._limits) and not self.book.pins:
-            return
-        now_s = self.now_s()
-        is_leader = raw.is_leader
-        if is_leader:
-            over_cap = window.size_bytes > 2 * self._limits.max_bytes or window.entry_count > 2 * self._limits.max_entries
-            self.book.expire(now_s, over_cap=over_cap, progress=raw.progress())
-        situation = Situation(
-            role=Role.LEADER if is_leader else Role.FOLLOWER,
-            safe_index=safe,
-            now_s=now_s,
+        decision = self._keeper.decide(
+            raw,
+            safe_index=min(raw.applied_index, self.store.applied_index, self.store.durable_index),
+            now_s=self.now_s(),
             role_since_s=self._role_since_s,
             leader_floor=self._leader_floor,
         )
-        claims = self.book.claims(raw.progress(), self.id) if is_leader else ()
-        decision = decide(window, claims, situation, self._limits)
         if decision is None:
             return
         self._window_checks.check_compaction(decision.index, raw, self.store.durable_index)
-        if is_leader:
-            self._window_checks.check_served(decision.index, raw, self.book, now_s)
+        if raw.is_leader:
+            self._window_checks.check_served(decision.index, raw, self.book, self.now_s())
         dropped = window.compact(decision.index)
         self._window_checks.check_content()
         self.note(f"compacted to {decision.index} ({decision.reason.value}), {dropped} entries")

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import Final
 
 from kvserver.node.compaction import WindowLimits
 from kvserver.testing.sim.kernel import US_PER_S
+
+FILES_EVERY: Final = 4
+"""One seed in so many runs on the real log, on a disk in memory (file_wal.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,7 @@ class Plan:
 
     seed: int
     steps: int
+    real_files: bool
     voters: int
     learners: int
     election_ticks: int
@@ -101,6 +106,7 @@ def draw(rng: Random, *, seed: int, steps: int, nodes: int) -> Plan:
     return Plan(
         seed=seed,
         steps=steps,
+        real_files=seed % FILES_EVERY == FILES_EVERY - 1,
         voters=nodes - learners,
         learners=learners,
         election_ticks=rng.choice((3, 5, 10)),

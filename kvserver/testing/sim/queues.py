@@ -1,9 +1,9 @@
 """The storage threads of a simulated member: appends to the WAL, and applies to the store, as the node's queues do them.
 
-Rules: those of `kvserver.node.append_queue` and `kvserver.node.apply_queue`, with events in the place of threads: one save is out at a
-time; it never joins two messages of which the later overwrites entries of the earlier; a commit index alone waits; the window takes
-entries over when they are durable, before raft hears of it; an installed snapshot is a batch of its own, and in this order: everything
-committed before is applied, the marker is durable, the store is swapped, the window begins anew. A crash may come between any two events.
+Rules: those of `kvserver.node.append_queue` (whose batches these are, too) and `kvserver.node.apply_queue`, with events in the place of
+threads: one save is out at a time; a commit index alone waits; the window takes entries over when they are durable, before raft hears of
+it; an installed snapshot is a batch of its own, and in this order: everything committed before is applied, the marker is durable, the store
+is swapped, the window begins anew. A crash may come between any two events.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from kvserver.node.append_batch import AppendBatch, hard_state_after, take_batch
 from kvserver.testing.sim.disk import Disk
 from kvserver.testing.sim.kernel import Action, ViolationError
 from kvserver.testing.sim.plan import Pace
 from raft.messages import Message
-from raft.types import EMPTY_HARD_STATE, Entry, HardState, SnapshotMetadata
+from raft.types import Entry, HardState, SnapshotMetadata
 from wal import Marker
 
 _COMMIT_DELAY_US: Final = 100_000
@@ -64,53 +65,30 @@ class SimAppendQueue:
             if self._queue[0].snapshot is not None:
                 self._run_install(self._queue.popleft())
                 return
-            batch, entries = self._take_batch()
-            if entries or self._must_sync() or any(message.responses for message in batch):
-                self._run_save(batch, entries)
+            batch = take_batch(self._queue, self._known_state, _MAX_BATCH_BYTES)
+            self._known_state = batch.hard_state
+            if batch.must_be_saved_now(self._saved_state):
+                self._run_save(batch)
             elif not self._is_commit_delayed:
                 self._is_commit_delayed = True
                 self._owner.after(_COMMIT_DELAY_US, self._save_commit)
 
-    def _must_sync(self) -> bool:
-        known, saved = self._known_state, self._saved_state
-        return known.term != saved.term or known.vote != saved.vote
-
     def _save_commit(self) -> None:
         self._is_commit_delayed = False
         if not self._is_running and self._known_state != self._saved_state:
-            self._run_save([], [])
+            self._run_save(AppendBatch(messages=[], entries=[], hard_state=self._known_state))
 
-    def _take_batch(self) -> tuple[list[Message], list[Entry]]:
-        batch: list[Message] = []
-        entries: list[Entry] = []
-        size_bytes = 0
-        while self._queue and size_bytes < _MAX_BATCH_BYTES:
-            message = self._queue[0]
-            overwrites = bool(message.entries and entries and message.entries[0].index <= entries[-1].index)
-            if message.snapshot is not None or overwrites:
-                break
-            self._queue.popleft()
-            batch.append(message)
-            entries.extend(message.entries)
-            size_bytes += sum(len(entry.data) for entry in message.entries)
-            self._known_state = self._hard_state_of(message)
-        return batch, entries
-
-    def _hard_state_of(self, message: Message) -> HardState:
-        stated = HardState(term=message.term, vote=message.vote, commit=message.commit)
-        return self._known_state if stated == EMPTY_HARD_STATE else stated
-
-    def _run_save(self, batch: list[Message], entries: list[Entry]) -> None:
+    def _run_save(self, batch: AppendBatch) -> None:
         self._is_running = True
-        hard_state = self._known_state
-        must_sync = bool(entries) or self._must_sync()
-        self._owner.disk.wal.write(entries, hard_state if hard_state != self._saved_state else None)
+        saved, hard_state = self._saved_state, batch.hard_state
+        must_sync = batch.must_sync(saved)
+        self._owner.disk.wal.write(batch.entries, hard_state if hard_state != saved else None)
         delay_us = self._owner.between(1_000, self._pace.max_sync_us) if must_sync else 1_000
-        self._owner.after(delay_us, self._finish, batch, entries, hard_state, must_sync)
+        self._owner.after(delay_us, self._finish, batch, must_sync)
 
     def _run_install(self, message: Message) -> None:
         self._is_running = True
-        self._known_state = hard_state = self._hard_state_of(message)
+        self._known_state = hard_state = hard_state_after(message, self._known_state)
         self._when_applied(lambda: self._owner.after(self._delay_us(), self._mark, message, hard_state))
 
     def _mark(self, message: Message, hard_state: HardState) -> None:
@@ -130,15 +108,16 @@ class SimAppendQueue:
         entries = list(message.entries)
         if entries:
             self._owner.disk.wal.write(entries, hard_state)
-        self._owner.after(self._delay_us() if entries else 0, self._finish, [message], entries, hard_state, bool(entries))
+        batch = AppendBatch(messages=[message], entries=entries, hard_state=hard_state)
+        self._owner.after(self._delay_us() if entries else 0, self._finish, batch, bool(entries))
 
-    def _finish(self, batch: list[Message], entries: list[Entry], hard_state: HardState, must_sync: bool) -> None:
+    def _finish(self, batch: AppendBatch, must_sync: bool) -> None:
         self._is_running = False
         if must_sync:
             self._owner.disk.wal.sync()
-        self._saved_state = hard_state
-        responses = [response for message in batch for response in message.responses]
-        self._owner.saved(hard_state, entries, responses)
+        self._saved_state = batch.hard_state
+        responses = [response for message in batch.messages for response in message.responses]
+        self._owner.saved(batch.hard_state, batch.entries, responses)
         if self._queue and not self._is_running:
             self._start()
 

@@ -21,6 +21,7 @@ from kvserver.node.compaction import SLACK_BYTES, SLACK_ENTRIES, Decision
 from kvserver.testing.sim.checks import SafetyChecks
 from kvserver.testing.sim.disk import Disk, SimWal, StoreState
 from kvserver.testing.sim.faults import Faults
+from kvserver.testing.sim.file_wal import FileWal
 from kvserver.testing.sim.kernel import US_PER_S, Action, Kernel, Trace, ViolationError
 from kvserver.testing.sim.member import Member, members_of
 from kvserver.testing.sim.network import Network, describe
@@ -124,6 +125,7 @@ class World:
         except Exception as error:  # noqa: BLE001 - whatever fails inside a member would have stopped it
             violation, failure = f"no error reaches the top: {error!r}", error
         self.trace.emit(violation or "all promises kept")
+        self.counts["seeds on real files"] = int(self.plan.real_files)
         self.counts["terms with a leader"] = self.checks.leader_terms
         self.counts["entries committed"] = self.checks.commit_index
         return Outcome(
@@ -157,7 +159,7 @@ class World:
     def _found(self, node: NodeId) -> None:
         """A member with an empty disk, which begins with the configuration that the cluster was founded with."""
         empty = StoreState(index=Index(0), term=Term(0), conf_state=self._founding)
-        self._census.disks[node] = Disk(SimWal(node), empty)
+        self._census.disks[node] = Disk(FileWal(node) if self.plan.real_files else SimWal(node), empty)
         self.restart(node)
 
     def _join(self) -> NodeId:

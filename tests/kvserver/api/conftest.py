@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
-from kvserver.api import Api, MemberStatus, build_api
+from kvserver.api import Api, MemberStatus, QuotaGate, build_api
 from kvserver.clock import MonotonicSeconds
 from kvserver.commands import CommandKind
 from kvserver.pb import rpc_pb2
@@ -19,6 +19,7 @@ from kvserver.types import ClusterId, Index, Member, NodeId, Revision, Term
 REQUEST_TIMEOUT_S = 7.0
 MAX_REQUEST_BYTES = 1000
 MAX_TXN_OPS = 4
+QUOTA_BYTES = 1 << 20
 
 
 @dataclass
@@ -28,6 +29,7 @@ class FakeCall:
     deadline_s: float | None = None
     cancelled: bool = False
     request_bytes: int = 10
+    raw: bytes = b"encoded"
 
 
 class FakeClock:
@@ -42,7 +44,7 @@ class FakeClock:
 
 @dataclass
 class FakeCluster:
-    """Proposals, reads, reader and view in one; it writes down what it was asked."""
+    """Proposals, reads, reader, view, space and alarms in one; it writes down what it was asked."""
 
     cluster_id: ClusterId = field(default_factory=lambda: ClusterId(0xC1))
     member_id: NodeId = field(default_factory=lambda: NodeId(0xA1))
@@ -57,8 +59,11 @@ class FakeCluster:
     known_members: list[Member] = field(default_factory=list)
     status_errors: tuple[str, ...] = ()
     revision: Revision = field(default_factory=lambda: Revision(9))
+    size_in_use_bytes: int = 0
+    buffered_payload_bytes: int = 0
 
-    async def propose(self, kind: CommandKind, request: Message, *, deadline_s: float) -> Message:
+    async def propose(self, kind: CommandKind, request: Message, *, deadline_s: float, encoded: bytes | None = None) -> Message:
+        assert encoded in (None, b"encoded")
         self.asked.append(("propose", kind, request, deadline_s))
         await asyncio.sleep(0)
         if self.raises is not None:
@@ -105,6 +110,16 @@ class FakeCluster:
     async def wait_compacted(self, revision: Revision) -> None:
         self.asked.append(("wait_compacted", revision))
 
+    async def commit(self) -> None:
+        self.asked.append(("commit",))
+        await asyncio.sleep(0)
+        self.size_in_use_bytes += self.buffered_payload_bytes
+        self.buffered_payload_bytes = 0
+
+    async def wait_raised(self, kind: rpc_pb2.AlarmType.ValueType, *, deadline_s: float) -> bool:
+        self.asked.append(("wait_raised", kind))
+        return True
+
     def members(self) -> Sequence[Member]:
         return self.known_members
 
@@ -148,6 +163,8 @@ def services() -> Services:
         reader=cluster,
         view=cluster,
         reconfiguration=cluster,
+        snapshots=cluster,
+        quota=QuotaGate(quota_bytes=QUOTA_BYTES, space=cluster, alarms=cluster, clock=clock),
         clock=clock,
         max_request_bytes=MAX_REQUEST_BYTES,
         max_txn_ops=MAX_TXN_OPS,

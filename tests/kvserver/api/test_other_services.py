@@ -9,6 +9,7 @@ import pytest
 
 from kvserver import errors
 from kvserver.api import HealthReport
+from kvserver.commands import CommandKind
 from kvserver.pb import health_pb2, rpc_pb2
 from kvserver.types import Member, NodeId
 
@@ -61,9 +62,28 @@ async def test_alarms_are_listed_linearizably(services: Any, kind: Any, expected
     assert services.cluster.steps == ["wait_linearizable"]
 
 
-async def test_raising_an_alarm_is_not_served(services: Any) -> None:
+@pytest.mark.parametrize("action", [rpc_pb2.AlarmRequest.ACTIVATE, rpc_pb2.AlarmRequest.DEACTIVATE])
+async def test_alarms_are_raised_and_disarmed_through_the_log(services: Any, action: Any) -> None:
+    services.cluster.response = rpc_pb2.AlarmResponse(alarms=[NOSPACE])
+    request = rpc_pb2.AlarmRequest(action=action, memberID=5, alarm=rpc_pb2.NOSPACE)
+    response = await services.call("Maintenance", "Alarm", request)
+    assert services.cluster.asked == [("propose", CommandKind.ALARM, request, 107.0)]
+    assert list(response.alarms) == [NOSPACE]
+    assert (response.header.member_id, response.header.revision) == (0xA1, 9)
+
+
+async def test_an_action_that_does_not_exist_proposes_nothing(services: Any) -> None:
     with pytest.raises(errors.UnimplementedError):
-        await services.call("Maintenance", "Alarm", rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.ACTIVATE))
+        await services.call("Maintenance", "Alarm", rpc_pb2.AlarmRequest.FromString(b"\x08\x09"))
+    assert services.cluster.asked == []
+
+
+async def test_alarms_without_a_name_are_shown_as_etcd_shows_them(services: Any) -> None:
+    strange = rpc_pb2.AlarmMember.FromString(b"\x08\x09\x10\x07")
+    services.cluster.raised_alarms = [strange, rpc_pb2.AlarmMember(memberID=4), rpc_pb2.AlarmMember(alarm=rpc_pb2.CORRUPT)]
+    response = await services.call("Maintenance", "Status", rpc_pb2.StatusRequest())
+    assert list(response.errors) == ["memberID:9 alarm:7 ", "memberID:4 ", "alarm:CORRUPT "]
+    assert outcome(await services.api.probes.health(serializable=False, exclude=())) == (False, "ALARM UNKNOWN")
 
 
 @pytest.mark.parametrize(("linearizable", "steps"), [(True, ["wait_linearizable"]), (False, [])])

@@ -11,8 +11,8 @@ from google.protobuf.message import Message as PbMessage
 from kvserver import commands
 from kvserver.apply import AppliedResult, Applier, Store
 from kvserver.commands import CommandKind, ProposalId
-from kvserver.errors import DeterministicError
-from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest
+from kvserver.errors import RequestError
+from kvserver.pb.rpc_pb2 import AlarmRequest, CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest
 from kvserver.storage import EngineConfig
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Term
 
@@ -21,6 +21,7 @@ KINDS = {
     DeleteRangeRequest: CommandKind.DELETE_RANGE,
     TxnRequest: CommandKind.TXN,
     CompactionRequest: CommandKind.COMPACT,
+    AlarmRequest: CommandKind.ALARM,
 }
 
 
@@ -46,7 +47,7 @@ class Machine:
     def apply_data(self, data: bytes) -> AppliedResult:
         return self.applier.apply_entry(Index(self.store.applied_index + 1), Term(1), data)
 
-    def apply(self, request: PbMessage) -> PbMessage | DeterministicError:
+    def apply(self, request: PbMessage) -> PbMessage | RequestError:
         return self.apply_data(self.encode(request)).result
 
     async def reopen(self, *, commit: bool = True) -> None:

@@ -25,7 +25,9 @@ def run_and_kill(path: Path, marks_before_the_kill: int) -> int:
     program = Path(__file__).with_name("writer_until_killed.py")
     root = Path(__file__).parents[3]
     environment = {"PYTHONPATH": str(root)}
-    with subprocess.Popen([sys.executable, str(program), str(path)], cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, str(program), str(path)], cwd=root, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             durable = 0

@@ -123,7 +123,7 @@ async def test_flipped_bit_is_never_served_and_reported(machine: Any, offset: in
     await flip_in_file(machine, pack_revision(2, 0), offset)
     with pytest.raises(CorruptError):
         machine.store.range(RangeRequest(key=b"a"))
-    assert machine.corrupt == ["the record of revision 2.0 fails its checksum"]
+    assert machine.corrupt == [f"{machine.path}: the record of revision 2.0 fails its checksum"]
     assert machine.store.range(RangeRequest(key=b"b")).kvs[0].value == b"value"
     with pytest.raises(CorruptError):
         await machine.store.hash_kv()
@@ -146,7 +146,7 @@ async def test_compaction_stops_in_front_of_a_damaged_record(machine: Any) -> No
     for _ in range(5):
         await asyncio.sleep(0)
     assert machine.store.mvcc.compactor.pending
-    assert "compaction stops in front of it" in machine.corrupt[0]
+    assert "the record of revision 3.0 fails its checksum" in machine.corrupt[0]
     assert machine.store._engine.reader.get(REV, pack_revision(2, 0)) is not None
 
 

@@ -20,6 +20,7 @@ from kvserver.cli.output import (
     key_value_printer,
     member_printer,
 )
+from kvserver.cli.output.fields import FieldsPrinter
 from kvserver.cli.output.json import JsonPrinter, dump
 from kvserver.cli.output.simple import SimplePrinter
 from kvserver.cli.output.table import TablePrinter, render, wrap
@@ -52,6 +53,21 @@ def test_status_table_breaks_long_errors_like_etcdctl() -> None:
         "|                 |                  |         |         |           |            |           |            |                    |                 alarm:NOSPACE  |\n"
         "+-----------------+------------------+---------+---------+-----------+------------+-----------+------------+--------------------+--------------------------------+\n"
     )
+
+
+ALARMS = pb.AlarmResponse.FromString(b"\x12\x04\x08\x05\x10\x01\x12\x02\x10\x02\x12\x02\x08\x03\x12\x04\x08\x09\x10\x07")
+
+
+def test_alarms_leave_out_what_is_nothing_and_number_what_has_no_name() -> None:
+    assert SimplePrinter().alarms(ALARMS) == b"memberID:5 alarm:NOSPACE \nalarm:CORRUPT \nmemberID:3 \nmemberID:9 alarm:7 \n"
+    assert JsonPrinter().alarms(ALARMS) == b'{"alarms":[{"memberID":5,"alarm":1},{"alarm":2},{"memberID":3},{"memberID":9,"alarm":7}]}\n'
+    assert FieldsPrinter().alarms(ALARMS).decode().split("\n\n") == [
+        '"MemberID" : 5\n"AlarmType" : NOSPACE',
+        '"MemberID" : 0\n"AlarmType" : CORRUPT',
+        '"MemberID" : 3\n"AlarmType" : NONE',
+        '"MemberID" : 9\n"AlarmType" : 7',
+        "",
+    ]
 
 
 def test_tables_of_health_and_hash() -> None:

@@ -44,6 +44,7 @@ def test_numbers_of_kinds_never_change() -> None:
         "TXN": 3,
         "COMPACT": 4,
         "MEMBER_PUBLISH": 20,
+        "ALARM": 80,
     }
 
 

@@ -101,6 +101,11 @@ def test_member_and_cluster_flags_of_a_three_node_cluster() -> None:
     config.check_bootstrap()
 
 
+def test_a_negative_quota_is_none_and_small_ones_are_taken() -> None:
+    assert config_of("--quota-backend-bytes=-1").quota_backend_bytes == -1
+    assert config_of("--quota-backend-bytes=1MiB").quota_backend_bytes == 1 << 20
+
+
 def test_a_member_may_have_several_peer_urls() -> None:
     config = config_of(
         "--name=a",
@@ -267,7 +272,7 @@ def test_a_line_that_cannot_be_read_exits_with_2(arguments: list[str], text: str
         (["--election-timeout=60000"], "--election-timeout[60000ms] must be at most 50000ms"),
         (["--heartbeat-interval=0"], "--heartbeat-interval[0ms] must be at least 1ms"),
         (["--max-request-bytes=10"], "--max-request-bytes[10] must be between"),
-        (["--quota-backend-bytes=-1"], "--quota-backend-bytes[-1] must be between"),
+        (["--quota-backend-bytes=1000"], "--quota-backend-bytes[1000] must be between"),
         (["--log-window-entries=0"], "--log-window-entries[0] must be between"),
         (["--log-peer-grace=0"], "--log-peer-grace[0s] must be between"),
         (["--max-inflight-bytes=1MiB"], "--max-inflight-bytes[1048576] must be between"),

@@ -17,7 +17,7 @@ from kvserver.node.bootstrap import BootstrapError
 from kvserver.node.compaction import WindowLimits
 from kvserver.node.directory import open_data_directory
 from kvserver.node.joining import JoinError, ask_cluster, has_taken_part
-from kvserver.types import NodeId
+from kvserver.types import ClusterId, NodeId
 
 OWN_URL = "http://127.0.0.1:7001"
 Serve = Callable[[bytes], Awaitable[str]]
@@ -126,10 +126,16 @@ async def test_an_answer_that_is_no_page_is_passed_over(serve: Serve, answer: by
 
 async def test_a_founding_member_is_told_whether_it_was_there_before(serve: Serve) -> None:
     fresh = await serve(page(row(5, OWN_URL, "new")))  # a founder's name is known from the flags
-    assert not await has_taken_part(config_for(fresh), NodeId(5))
-    assert await has_taken_part(config_for(fresh, await serve(page(row(5, OWN_URL, "new", has_run=True)))), NodeId(5))
-    assert await has_taken_part(config_for(await serve(page(removed=(5,)))), NodeId(5))
-    assert not await has_taken_part(config_for("http://127.0.0.1:1"), NodeId(5))
+    assert not await has_taken_part(config_for(fresh), NodeId(5), ClusterId(99))
+    assert await has_taken_part(config_for(fresh, await serve(page(row(5, OWN_URL, "new", has_run=True)))), NodeId(5), ClusterId(99))
+    assert await has_taken_part(config_for(await serve(page(removed=(5,)))), NodeId(5), ClusterId(99))
+    assert not await has_taken_part(config_for("http://127.0.0.1:1"), NodeId(5), ClusterId(99))
+
+
+async def test_a_founding_member_is_refused_where_another_member_is_of_another_cluster(serve: Serve) -> None:
+    restored = await serve(page(row(5, OWN_URL, "new")))
+    with pytest.raises(JoinError, match=r"new, empty cluster 64, but .* of cluster 63, which was .*restore the same snapshot"):
+        await has_taken_part(config_for(restored), NodeId(5), ClusterId(100))
 
 
 async def begin(config: ServerConfig) -> bootstrap.Origin:
@@ -147,7 +153,7 @@ async def begin(config: ServerConfig) -> bootstrap.Origin:
 
 async def test_a_founding_member_with_an_empty_directory_is_refused_when_it_took_part(serve: Serve, tmp_path: Path) -> None:
     known = row(1, "http://127.0.0.1:7100", "m0")
-    config = config_for(await serve(page(known)), root=tmp_path / "first", state="new")
+    config = config_for("http://127.0.0.1:1", root=tmp_path / "first", state="new")
     origin = await begin(config)
     url = await serve(page(known, row(origin.member_id, OWN_URL, "new", has_run=True)))
     again = config_for(url, root=tmp_path / "second", state="new")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,9 +11,11 @@ import pytest
 
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
+from kvserver.node import peers
 from kvserver.node.driver import Driver
 from kvserver.node.peer_handler import NodePeerHandler
 from kvserver.node.peers import PeerBook
+from kvserver.peer import SnapshotOutcome
 from kvserver.types import ClusterId, NodeId
 from raft.messages import Message, MessageType
 from raft.types import Index, Snapshot, SnapshotMetadata, Term
@@ -23,9 +27,20 @@ class SilentOutput:
 
 
 class FakeDriver:
-    def __init__(self, applied_index: int) -> None:
-        self.applied_index = Index(applied_index)
+    """A driver whose core is installing the snapshot at `pending`."""
+
+    def __init__(self, pending: int | None = None) -> None:
+        self.raw = self
+        self.pending_snapshot_index = pending
         self.stepped: list[Message] = []
+        self.contacts: list[int] = []
+        self.reported: list[tuple[int, bool]] = []
+
+    def note_contact(self, peer: NodeId) -> None:
+        self.contacts.append(peer)
+
+    def report_snapshot(self, peer: NodeId, *, delivered: bool) -> None:
+        self.reported.append((peer, delivered))
 
     def step(self, message: Message, floor: Index) -> None:
         del floor
@@ -46,11 +61,12 @@ def handler_over(driver: FakeDriver) -> NodePeerHandler:
     return handler
 
 
-@pytest.mark.parametrize(("applied_index", "kept"), [(49, True), (50, False), (51, False)])
-def test_a_snapshot_of_what_is_applied_already_is_removed_and_raft_answers_all_the_same(
-    tmp_path: Path, applied_index: int, kept: bool
+@pytest.mark.parametrize(("pending", "kept"), [(50, True), (None, False), (51, False)])
+def test_a_snapshot_that_raft_does_not_take_is_removed_and_raft_answers_all_the_same(
+    tmp_path: Path, pending: int | None, kept: bool
 ) -> None:
-    driver = FakeDriver(applied_index)
+    """Neither one of what is applied, nor one of what is merely committed: the log brings that."""
+    driver = FakeDriver(pending)
     path = tmp_path / "received"
     path.write_bytes(b"a store")
     snapshot = Snapshot(metadata=SnapshotMetadata(index=Index(50), term=Term(2)))
@@ -58,3 +74,44 @@ def test_a_snapshot_of_what_is_applied_already_is_removed_and_raft_answers_all_t
     handler_over(driver).on_snapshot_received(message, path)
     assert driver.stepped == [message]
     assert path.exists() is kept
+
+
+def test_what_is_not_admitted_never_reaches_raft_but_shows_that_the_peer_is_alive() -> None:
+    driver = FakeDriver()
+    handler = handler_over(driver)
+    heartbeat = Message(type=MessageType.HEARTBEAT, from_=NodeId(2), to=NodeId(1), term=Term(2))
+    forwarded = Message(type=MessageType.PROP, from_=NodeId(2), to=NodeId(1))
+    handler.admit = lambda message: None if message.type is MessageType.PROP else message
+    handler.on_message(heartbeat, Index(0))
+    handler.on_message(forwarded, Index(0))
+    assert driver.stepped == [heartbeat]
+    assert driver.contacts == [2]
+
+
+async def test_raft_hears_of_a_failed_snapshot_after_a_pause_that_grows_and_of_a_delivered_one_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Raft asks for the next one at once, and each costs the leader a copy of its store: a full disk stays full for a while."""
+    driver = FakeDriver()
+    handler = handler_over(driver)
+    failed = SnapshotOutcome(to=NodeId(2), ok=False, reason="no space", sent_bytes=0, duration_s=0.1)
+    handler.on_snapshot_result(replace(failed, to=NodeId(3)))
+    await asyncio.sleep(peers.FIRST_SNAPSHOT_PAUSE_S / 5)
+    assert driver.reported == []
+    monkeypatch.setattr(peers, "FIRST_SNAPSHOT_PAUSE_S", 0.001)
+    handler.on_snapshot_result(failed)
+    async with asyncio.timeout(5):
+        while (2, False) not in driver.reported:  # noqa: ASYNC110 - lets the timer run
+            await asyncio.sleep(0.001)
+    handler.on_snapshot_result(replace(failed, ok=True))
+    assert driver.reported[-1] == (2, True)
+
+
+def test_the_pause_after_failed_snapshots_doubles_up_to_a_bound_and_ends_with_success() -> None:
+    book = PeerBook()
+    pauses = [book.pause_after_failure_s(NodeId(2)) for _ in range(20)]
+    assert pauses[:3] == [peers.FIRST_SNAPSHOT_PAUSE_S * factor for factor in (1, 2, 4)]
+    assert pauses[-1] == peers.MAX_SNAPSHOT_PAUSE_S
+    assert book.pause_after_failure_s(NodeId(3)) == peers.FIRST_SNAPSHOT_PAUSE_S
+    book.note_delivered(NodeId(2))
+    assert book.pause_after_failure_s(NodeId(2)) == peers.FIRST_SNAPSHOT_PAUSE_S

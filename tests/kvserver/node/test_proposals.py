@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from kvserver.commands import CommandKind, ProposalId
 from kvserver.errors import (
     CompactedError,
     LeaderChangedError,
+    NoSpaceError,
     RequestTimeoutError,
     RequestTooLargeError,
     StoppedError,
@@ -229,3 +231,52 @@ async def test_what_waits_in_vain_for_a_leader_does_not_hold_its_bytes() -> None
     (abandoned,) = sink.waiting
     assert not abandoned.is_wanted
     assert abandoned.content == b""
+
+
+async def test_what_raft_has_not_got_yet_can_be_refused_and_never_reaches_it() -> None:
+    sink = FakeSink()
+    sink.accepts = False
+    proposals = make(sink)
+    deadline_s = asyncio.get_running_loop().time() + 5
+    waiting = asyncio.create_task(proposals.propose(CommandKind.PUT, put(), deadline_s=deadline_s))
+    spared = asyncio.create_task(proposals.propose(CommandKind.DELETE_RANGE, rpc_pb2.DeleteRangeRequest(key=b"k"), deadline_s=deadline_s))
+    await turn()
+    proposals.refuse_waiting(lambda content: isinstance(content, bytes) and content[1] == CommandKind.PUT, NoSpaceError)
+    with pytest.raises(NoSpaceError):
+        await waiting
+    sink.take()
+    assert len(sink.taken) == 1
+    proposals.refuse_waiting(lambda content: True, NoSpaceError)
+    assert not spared.done(), "raft has it: nobody may say that it did not happen"
+    proposals.stop()
+    with pytest.raises(StoppedError):
+        await spared
+
+
+async def test_what_is_checked_first_is_never_proposed() -> None:
+    sink = FakeSink()
+    proposals = make(sink)
+
+    def check(kind: CommandKind, request: object) -> None:
+        raise NoSpaceError
+
+    proposals.check = check
+    with pytest.raises(NoSpaceError):
+        await proposals.propose(CommandKind.PUT, put(), deadline_s=asyncio.get_running_loop().time() + 5)
+    assert sink.waiting == []
+    assert proposals.pending_count == 0
+
+
+async def test_a_client_that_hangs_up_in_the_turn_of_its_error_leaves_no_unheard_exception() -> None:
+    unheard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unheard.append(context["message"]))
+    proposals = make(FakeSink())
+    waiting = asyncio.create_task(proposals.propose(CommandKind.PUT, put(), deadline_s=asyncio.get_running_loop().time() + 5))
+    await turn()
+    proposals.stop()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    del waiting
+    gc.collect()
+    assert unheard == []

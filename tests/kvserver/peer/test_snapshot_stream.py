@@ -18,7 +18,7 @@ from kvserver.peer.dial import dial
 from kvserver.peer.handshake import StreamKind
 from kvserver.peer.options import TransportOptions
 from kvserver.peer.stream import FrameStream
-from kvserver.snapshot import SnapshotStorageError
+from kvserver.snapshot import OutgoingFile, SnapshotStorageError
 from kvserver.snapshot.incoming import IncomingFile
 from kvserver.types import ClusterId, NodeId
 from raft.messages import Message, MessageType
@@ -174,8 +174,8 @@ async def test_a_flipped_bit_on_the_way_is_noticed_and_sent_again(start_member, 
 async def test_a_file_that_changes_under_the_sender_is_refused_as_a_whole(start_member, connect, monkeypatch):
     one, two, _ = await pair(start_member, connect)
     one.content = [os.urandom(100_000)]
-    read = os.pread
-    monkeypatch.setattr("kvserver.snapshot.outgoing.os.pread", lambda fd, size, at: bytes(size) if at == 32768 else read(fd, size, at))
+    read = OutgoingFile.read
+    monkeypatch.setattr(OutgoingFile, "read", lambda file, at, size: bytes(size) if at == 32768 else read(file, at, size))
     one.transport.send_snapshot(ask(1, 2))
     await one.handler.until(lambda: bool(one.handler.results))
     (outcome,) = one.handler.results

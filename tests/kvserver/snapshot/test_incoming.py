@@ -17,9 +17,12 @@ from kvserver.snapshot import (
     SnapshotStorageError,
     cleanup,
     list_received,
+    remove_received,
 )
 from kvserver.snapshot.incoming import SYNC_INTERVAL_BYTES
+from kvserver.testing.faults import Fault, Faults, FaultyFiles
 from raft.types import ConfState, Index, NodeId, SnapshotMetadata, Term
+from wal import OsFiles
 
 CHUNK = 4096
 CONTENT = os.urandom(10 * CHUNK + 123)
@@ -131,16 +134,12 @@ def test_no_room_on_the_disk_is_said_before_anything_is_sent(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("call", ["pwrite", "fsync", "fdatasync"])
-def test_disk_errors_are_reported_in_words(tmp_path, monkeypatch, call):
+@pytest.mark.parametrize("operation", ["pwritev", "fsync", "fdatasync", "rename", "fsync_dir"])
+def test_disk_errors_are_reported_in_words_and_leave_nothing(tmp_path, monkeypatch, operation):
     monkeypatch.setattr("kvserver.snapshot.incoming.SYNC_INTERVAL_BYTES", 2 * CHUNK)
     assert SYNC_INTERVAL_BYTES > 2 * CHUNK
-
-    def fail(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    incoming = IncomingFile.open(tmp_path, SENDER, offer_of(CONTENT))
-    monkeypatch.setattr(os, call, fail)
+    files = FaultyFiles(OsFiles(), Faults([Fault(operations=frozenset({operation}), errno=errno.ENOSPC)]))
+    incoming = IncomingFile.open(tmp_path, SENDER, offer_of(CONTENT), files=files)
     with pytest.raises(SnapshotStorageError, match="No space left on device"):
         _to_the_end(incoming)
     incoming.close(keep=False)
@@ -152,16 +151,28 @@ def _to_the_end(incoming: IncomingFile) -> None:
     incoming.finish()
 
 
-def test_a_failed_rename_leaves_nothing_behind(tmp_path, monkeypatch):
-    incoming = IncomingFile.open(tmp_path, SENDER, offer_of(CONTENT))
-    feed(incoming, CONTENT)
+def test_a_whole_file_of_the_same_position_is_never_replaced(tmp_path):
+    """It may be about to be installed: a second delivery neither replaces nor withdraws it."""
+    first = IncomingFile.open(tmp_path, SENDER, offer_of(CONTENT))
+    feed(first, CONTENT)
+    path = first.finish()
+    number = path.stat().st_ino
+    second = IncomingFile.open(tmp_path, SENDER, offer_of(b"other" * 5000))
+    feed(second, b"other" * 5000)
+    assert second.finish() == path
+    second.withdraw()
+    assert names(tmp_path) == [path.name]
+    assert path.stat().st_ino == number
+    first.withdraw()
+    assert names(tmp_path) == []
 
-    def fail(_):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("kvserver.snapshot.files.sync_directory", fail)
-    with pytest.raises(SnapshotStorageError, match="Input/output error"):
-        incoming.finish()
+def test_what_can_not_be_removed_now_is_left_to_the_next_start(tmp_path):
+    files = FaultyFiles(OsFiles(), Faults([Fault(operations=frozenset({"remove"}))]))
+    incoming = IncomingFile.open(tmp_path, SENDER, offer_of(CONTENT), files=files)
+    incoming.close(keep=False)
+    assert len(names(tmp_path)) == 1
+    assert len(cleanup(tmp_path)) == 1
     assert names(tmp_path) == []
 
 
@@ -184,3 +195,20 @@ def test_received_files_are_listed_by_position(tmp_path):
     for index in (300, 20, 5):
         (tmp_path / f"received-{index:016x}-{1:016x}.snap").write_bytes(b"")
     assert [each.index for each in list_received(tmp_path)] == [5, 20, 300]
+
+
+def test_received_files_are_removed_through_a_position(tmp_path):
+    for index in (300, 20, 5):
+        (tmp_path / f"received-{index:016x}-{1:016x}.snap").write_bytes(b"")
+    remove_received(tmp_path, Index(20))
+    assert [each.index for each in list_received(tmp_path)] == [300]
+    remove_received(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_cleanup_makes_the_names_that_stay_durable(tmp_path):
+    """The process before may have died between a rename and the sync of the directory."""
+    faults = Faults(history=[])
+    assert cleanup(tmp_path, files=FaultyFiles(OsFiles(), faults)) == []
+    assert faults.history is not None
+    assert faults.history[-1] == ("fsync_dir", tmp_path.name)

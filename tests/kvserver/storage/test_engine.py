@@ -24,6 +24,7 @@ from kvserver.storage import (
     batch,
     files,
 )
+from wal import OsFiles
 
 OpenEngine = Callable[..., Engine]
 
@@ -125,7 +126,7 @@ async def test_full_map_keeps_the_batch_and_recovers_by_itself(open_engine: Open
 
 
 async def test_really_full_map_is_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MIN_MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "MAP_HEADROOM_BYTES", 1 << 20)
     told: asyncio.Queue[StorageNoSpaceError | None] = asyncio.Queue()
     config = EngineConfig(quota_bytes=1000, interval_s=60, retry_s=60)
     engine = Engine.open(tmp_path / "db", tables=(b"one",), config=config, hooks=EngineHooks(on_no_space=told.put_nowait))
@@ -298,7 +299,7 @@ async def test_replacement_drops_the_buffer_and_serves_the_copy(open_engine: Ope
     assert [key for key, _ in engine.reader.iterate(0)] == [b"k50", b"k51"]
 
 
-@pytest.mark.parametrize("step", ["fsync", "unlink", "rename", "directory"])
+@pytest.mark.parametrize("step", ["fsync", "unlink", "lock", "rename", "directory"])
 async def test_crash_at_any_step_of_a_replacement_leaves_one_whole_store(
     open_engine: OpenEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -316,8 +317,9 @@ async def test_crash_at_any_step_of_a_replacement_leaves_one_whole_store(
     target = {
         "fsync": (os, "fsync"),
         "unlink": (Path, "unlink"),
-        "rename": (Path, "replace"),
-        "directory": (files, "sync_directory"),
+        "lock": (Path, "replace"),
+        "rename": (OsFiles, "rename"),
+        "directory": (OsFiles, "fsync_dir"),
     }[step]
     with monkeypatch.context() as patch:
         patch.setattr(*target, crash)
@@ -351,6 +353,21 @@ async def test_file_is_private_and_sparse_map_leaves_it_small(open_engine: OpenE
     assert (tmp_path / "db").stat().st_mode & 0o777 == 0o600
     assert engine.size_bytes < 100_000
     assert 0 < engine.size_in_use_bytes <= engine.size_bytes
+
+
+async def test_buffered_payload_is_keys_and_values_of_both_layers(open_engine: OpenEngine) -> None:
+    engine = open_engine(interval_s=60)
+    engine.allow_commit_through(0)
+    engine.put(0, b"key", b"value")
+    engine.end_entry(1)
+    engine.request_commit()
+    engine.put(0, b"key2", b"value2")
+    engine.delete(0, b"gone")
+    engine.end_entry(2)
+    assert engine.buffered_payload_bytes == 8 + 10 + 4
+    engine.allow_commit_through(2)
+    await engine.commit()
+    assert engine.buffered_payload_bytes == 0
 
 
 async def test_freed_pages_are_not_in_use_but_stay_in_the_file(open_engine: OpenEngine) -> None:

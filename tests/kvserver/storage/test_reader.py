@@ -27,7 +27,7 @@ def compare(reader: Reader, model: dict[bytes, bytes], lo: bytes, hi: bytes | No
     expected = sorted((key, value) for key, value in model.items() if key >= lo and (hi is None or key < hi))
     assert list(reader.iterate(1, lo, hi)) == expected
     assert list(reader.iterate(1, lo, hi, reverse=True)) == expected[::-1]
-    assert [(key, bytes(value)) for key, value in reader.iterate_raw(1, lo, hi)] == expected
+    assert [(key, bytes(value)) for key, value in reader.iterate_views(1, lo, hi)] == expected
     assert reader.count(1, lo, hi) == len(expected)
     assert list(reader.iterate(0)) == []
 

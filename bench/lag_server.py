@@ -1,0 +1,56 @@
+"""kvserver with a fine probe of its event loop: every `PROBE_S` it notes how late the loop ran a timer.
+
+    python bench/lag_server.py SAMPLES_FILE <kvserver flags>
+
+The file gets one line per probe: CLOCK_MONOTONIC in seconds, and the lateness in milliseconds; once a second they are written out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import kvserver.server
+from kvserver.__main__ import run
+
+PROBE_S: Final = 0.005
+WRITE_EVERY_S: Final = 1.0
+
+
+async def probe(path: Path) -> None:
+    """Note the lateness of timers until cancelled."""
+    samples: list[str] = []
+    written_s = time.monotonic()
+    with path.open("a") as file:
+        while True:
+            due_s = time.monotonic() + PROBE_S
+            await asyncio.sleep(PROBE_S)
+            now_s = time.monotonic()
+            samples.append(f"{now_s:.4f} {max(0.0, now_s - due_s) * 1e3:.3f}\n")
+            if now_s - written_s >= WRITE_EVERY_S:
+                file.writelines(samples)
+                file.flush()
+                samples.clear()
+                written_s = time.monotonic()
+
+
+def main() -> int:
+    """Run the server with the probe beside it."""
+    path, plain = Path(sys.argv[1]), kvserver.server.serve
+
+    async def serve(*arguments: Any, **options: Any) -> int:
+        task = asyncio.get_running_loop().create_task(probe(path), name="probe")
+        try:
+            return await plain(*arguments, **options)
+        finally:
+            task.cancel()
+
+    kvserver.server.serve = serve
+    return run(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Making an old store a new cluster's: everything that was the old cluster's goes, every key with its revisions stays.
+
+Rules
+- One transaction. Replaced: position, configuration, members (the old ones and the removed ids are forgotten). Dropped: alarms, which were
+  raised about members that are gone; a quota that is exceeded raises its alarm again with the first write, damage shows when it is checked.
+- With `bump`, the current revision moves on by so much and everything up to there is compacted: revisions that the old cluster may have
+  handed out after the snapshot are never handed out again, and whoever asks for one is told `compacted` instead of being given other data.
+
+Invariant: the same store and the same arguments give the same rows, so all members of the new cluster have equal hashes.
+
+Source: etcdutl's restore (TrimMembership, bump of the revision).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from kvserver.apply import meta
+from kvserver.apply.inspection import inspect
+from kvserver.apply.meta import Membership
+from kvserver.errors import KvError
+from kvserver.mvcc import META, TABLES
+from kvserver.mvcc.compaction import Compactor
+from kvserver.storage import Engine
+from kvserver.types import ConfState, Index, Revision, Term
+
+MAX_REVISION: Final = 2**62
+"""Far beyond what a cluster reaches, and far below where 64 bits end."""
+
+
+class RevisionTooLargeError(KvError):
+    """The bumped revision would leave no room for a cluster's life."""
+
+
+async def refound(path: Path, membership: Membership, conf_state: ConfState, *, index: Index, term: Term, bump: int = 0) -> Revision:
+    """Rewrite the store in the file `path`, which nobody has open, as the state of a new cluster at `index`; durable when this returns.
+
+    Returns the revision that it is at now.
+
+    Raises:
+        StoreUnreadableError: it is no intact store.
+        RevisionTooLargeError: `bump` is too large; nothing is changed.
+        FatalError: writing failed.
+    """
+    old = inspect(path)
+    revision = Revision(old.revision + bump)
+    if revision > MAX_REVISION:
+        raise RevisionTooLargeError(f"the revision {old.revision} can't be raised by {bump}: {MAX_REVISION} is the highest")
+    engine = Engine.open(path, tables=TABLES)
+    try:
+        if bump:
+            Compactor(engine).schedule(revision, revision)
+        engine.delete(META, meta.ALARMS_KEY)
+        engine.put(META, meta.CONF_STATE_KEY, meta.encode_conf_state(conf_state))
+        engine.put(META, meta.MEMBERSHIP_KEY, meta.encode_membership(membership))
+        engine.put(META, meta.STATE_KEY, meta.encode_state(index, term, revision))
+        engine.end_entry(index)
+        await engine.commit()
+    finally:
+        await engine.close(commit=False)
+    return revision

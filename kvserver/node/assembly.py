@@ -1,0 +1,347 @@
+"""Putting a member's parts together: which part knows which, and with what limits.
+
+Purpose: the wiring, once. `assemble` makes every part of the room and hands them back as `Parts`; `node` starts, watches and stops them.
+
+Rules
+- Nothing runs here: threads are made, no task is begun and no file is touched.
+- Parts know each other through the callables and Protocols that they ask for; what concerns the member as a whole goes to `Events`.
+- The core's limits stand here, with what they bound.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from random import Random
+from typing import Final, Protocol
+
+from kvserver.apply import Membership, Store
+from kvserver.config import ServerConfig
+from kvserver.logs import Logger, RaftLogSink
+from kvserver.metrics import Metrics
+from kvserver.node.append_queue import AppendQueue
+from kvserver.node.apply_queue import ApplyQueue
+from kvserver.node.backups import Backups
+from kvserver.node.bootstrap import Origin
+from kvserver.node.compaction import Decision, WindowLimits
+from kvserver.node.directory import DataDirectory
+from kvserver.node.driver import Driver, DriverHooks
+from kvserver.node.entries import EntryApplier
+from kvserver.node.forwarding import ask_promote
+from kvserver.node.handover import HandOver
+from kvserver.node.peer_handler import NodePeerHandler
+from kvserver.node.peers import PeerBook
+from kvserver.node.proposals import Proposals
+from kvserver.node.reads import Reads
+from kvserver.node.reconfiguration import Reconfiguration, ReconfigurationRules
+from kvserver.node.releaser import WalReleaser
+from kvserver.node.space_watch import SpaceParts, SpaceWatch
+from kvserver.node.transfers import Installer
+from kvserver.node.worker import Worker
+from kvserver.peer import Identity, SnapshotParts, Transport, TransportOptions
+from kvserver.snapshot import SnapshotCopies
+from kvserver.storage import EngineConfig
+from kvserver.types import NodeId
+from kvserver.version import __version__
+from raft.config import Config
+from raft.errors import RaftError
+from raft.messages import Message
+from raft.raw_node import RawNode
+from raft.types import SnapshotMetadata, Term
+from wal import WalNoSpaceError
+
+MAX_SIZE_PER_MSG_BYTES: Final = 1 << 20
+MAX_COMMITTED_SIZE_BYTES: Final = 4 << 20
+MAX_UNCOMMITTED_BYTES: Final = 64 << 20
+MAX_INFLIGHT_MSGS: Final = 256
+MAX_WAITING_READS: Final = 100_000
+MIN_PEER_FRAME_BYTES: Final = 16 << 20
+
+
+class Events(Protocol):
+    """What the parts tell the member. Called on the loop; must not block."""
+
+    def note_leader(self, leader: NodeId, previous: NodeId, term: Term) -> None:
+        """Another member leads, or none."""
+
+    def note_invalid(self, message: Message, error: RaftError) -> None:
+        """A message said what can't be; raft ignored it."""
+
+    def note_compacted(self, decision: Decision, dropped: int, took_s: float) -> None:
+        """The log window dropped entries."""
+
+    def note_membership(self, membership: Membership) -> None:
+        """A change of the members was applied."""
+
+    def note_installed(self, metadata: SnapshotMetadata) -> None:
+        """A snapshot is in force."""
+
+    def note_append_held(self, error: WalNoSpaceError | None) -> None:
+        """The WAL has no space for what it is to save, or (None) has saved it."""
+
+    def note_removed(self) -> None:
+        """A peer says that this member was removed."""
+
+    def fail(self, error: Exception) -> None:
+        """This member can't go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What the parts stand on: the configuration, and what was opened."""
+
+    config: ServerConfig
+    directory: DataDirectory
+    store: Store
+    origin: Origin
+    metrics: Metrics
+    log: Logger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The parts of a running member."""
+
+    book: PeerBook
+    handler: NodePeerHandler
+    transport: Transport
+    driver: Driver
+    proposals: Proposals
+    reads: Reads
+    reconfiguration: Reconfiguration
+    append_queue: AppendQueue
+    apply_queue: ApplyQueue
+    releaser: WalReleaser
+    worker: Worker
+    snapshot_executor: ThreadPoolExecutor
+    backups: Backups
+
+
+def window_limits(config: ServerConfig) -> WindowLimits:
+    """The bounds of the in-memory log."""
+    flags = config.log_window
+    return WindowLimits(max_entries=flags.max_entries, max_bytes=flags.max_bytes, grace_s=flags.peer_grace_s)
+
+
+def engine_config(config: ServerConfig) -> EngineConfig:
+    """When the store commits, and how much may wait."""
+    return EngineConfig(
+        quota_bytes=config.quota_backend_bytes,
+        interval_s=config.backend_batch_interval_ms / 1000,
+        commit_count=config.backend_batch_limit,
+        verify_on_open=config.initial_corrupt_check,
+    )
+
+
+def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> Parts:
+    """Make the parts. Call on the running loop."""
+    origin, store, config, metrics = ground.origin, ground.store, ground.config, ground.metrics
+    random = Random(secrets.randbits(64))
+    incarnation = secrets.randbits(63)
+    worker, executor = Worker("wal"), ThreadPoolExecutor(1, "snapshot")
+    book = PeerBook()
+    handler = _make_handler(ground, events, book)
+    copies = SnapshotCopies(ground.directory.snap, store.copy_to, executor, files=ground.directory.files)
+    transport = _make_transport(ground, handler, copies, executor, random, incarnation)
+    hooks = DriverHooks(
+        on_leader=events.note_leader,
+        on_read_state=lambda context, index: reads.resolve(context, index),  # noqa: PLW0108 - made after the driver
+        on_snapshot_wanted=transport.send_snapshot,
+        on_new_term_applied=lambda term: proposals.fail_older_than(term),  # noqa: PLW0108 - made after the driver
+        on_compacted=events.note_compacted,
+        on_invalid=events.note_invalid,
+        on_fatal=events.fail,
+    )
+    driver = handler.driver = _make_driver(ground, hooks, book, transport, random)
+    proposals = Proposals(
+        member_id=origin.member_id,
+        incarnation=incarnation,
+        sink=driver,
+        max_count=config.max_inflight_requests,
+        max_bytes=config.max_inflight_bytes,
+        on_failed=metrics.proposals_failed.add,
+    )
+    reads = Reads(sink=driver, incarnation=incarnation, max_waiting=MAX_WAITING_READS)
+    apply_queue = _make_apply_queue(ground, events, driver, proposals)
+    append_queue = _make_append_queue(ground, events, driver, worker, apply_queue)
+    return Parts(
+        book=book,
+        handler=handler,
+        transport=transport,
+        driver=driver,
+        proposals=proposals,
+        reads=reads,
+        reconfiguration=_make_reconfiguration(ground, proposals, driver, transport, now_s),
+        append_queue=append_queue,
+        apply_queue=apply_queue,
+        releaser=WalReleaser(
+            wal=origin.wal,
+            worker=worker,
+            limits=lambda: (origin.window.first_index(), store.durable_index, append_queue.saved_commit),
+            on_fatal=events.fail,
+        ),
+        worker=worker,
+        snapshot_executor=executor,
+        backups=Backups(
+            store=store,
+            copies=copies,
+            executor=executor,
+            directory=ground.directory.snap,
+            files=ground.directory.files,
+            log=ground.log,
+        ),
+    )
+
+
+def _make_handler(ground: Ground, events: Events, book: PeerBook) -> NodePeerHandler:
+    store = ground.store
+    return NodePeerHandler(
+        cluster_id=ground.origin.cluster_id,
+        members=lambda: store.members,
+        removed=lambda: store.removed_ids,
+        on_removed=events.note_removed,
+        book=book,
+        metrics=ground.metrics,
+        log=ground.log,
+        files=ground.directory.files,
+    )
+
+
+def _make_transport(
+    ground: Ground, handler: NodePeerHandler, copies: SnapshotCopies, executor: ThreadPoolExecutor, random: Random, incarnation: int
+) -> Transport:
+    origin, snap = ground.origin, ground.directory.snap
+    files = ground.directory.files
+    return Transport(
+        Identity(cluster_id=origin.cluster_id, member_id=origin.member_id, server_version=__version__, incarnation=incarnation),
+        handler,
+        snapshots=SnapshotParts(directory=snap, copies=copies, executor=executor, files=files),
+        logger=ground.log,
+        random=random,
+        options=TransportOptions(max_frame_size_bytes=max(MIN_PEER_FRAME_BYTES, 4 * ground.config.max_request_bytes)),
+    )
+
+
+def _make_core(ground: Ground, random: Random) -> RawNode:
+    config = ground.config
+    return RawNode(
+        Config(
+            id=ground.origin.member_id,
+            election_ticks=config.election_timeout_ticks,
+            heartbeat_ticks=1,
+            storage=ground.origin.window,
+            random=random,
+            log_sink=RaftLogSink(ground.log),
+            applied=ground.store.applied_index,
+            async_storage_writes=True,
+            max_size_per_msg_bytes=MAX_SIZE_PER_MSG_BYTES,
+            max_committed_size_per_ready_bytes=MAX_COMMITTED_SIZE_BYTES,
+            max_uncommitted_size_bytes=MAX_UNCOMMITTED_BYTES,
+            max_inflight_msgs=MAX_INFLIGHT_MSGS,
+            max_inflight_bytes=max(MAX_SIZE_PER_MSG_BYTES, config.log_window.max_bytes // 4),
+            check_quorum=True,
+            step_down_on_removal=True,
+            pre_vote=config.pre_vote,
+        )
+    )
+
+
+def _make_driver(ground: Ground, hooks: DriverHooks, book: PeerBook, transport: Transport, random: Random) -> Driver:
+    return Driver(
+        raw=_make_core(ground, random),
+        window=ground.origin.window,
+        peers=book,
+        outbox=transport,
+        durability=ground.store,
+        limits=window_limits(ground.config),
+        tick_s=ground.config.heartbeat_interval_ms / 1000,
+        hooks=hooks,
+    )
+
+
+def _make_reconfiguration(
+    ground: Ground, proposals: Proposals, driver: Driver, transport: Transport, now_s: Callable[[], float]
+) -> Reconfiguration:
+    config, store = ground.config, ground.store
+
+    def connected_s(peer: NodeId) -> float | None:
+        since_s = transport.stats(peer).connected_since_s if peer in transport.peers else None
+        return None if since_s is None else now_s() - since_s
+
+    return Reconfiguration(
+        self_id=ground.origin.member_id,
+        cluster_token=lambda: store.membership.cluster_token,
+        members=lambda: store.members,
+        connected_s=connected_s,
+        proposals=proposals,
+        leadership=driver,
+        ask_leader_to_promote=lambda leader, target, deadline_s: ask_promote(transport.request, leader, target, deadline_s),
+        rules=ReconfigurationRules(
+            strict=config.strict_reconfig_check, max_learners=config.max_learners, election_timeout_s=config.election_timeout_s
+        ),
+    )
+
+
+def _make_apply_queue(ground: Ground, events: Events, driver: Driver, proposals: Proposals) -> ApplyQueue:
+    entries = EntryApplier(
+        store=ground.store,
+        raw=driver.raw,
+        resolve=proposals.resolve,
+        note_applied=driver.note_applied,
+        on_membership=events.note_membership,
+    )
+    return ApplyQueue(store=ground.store, apply_entry=entries.apply, on_applied=driver.storage_responded, on_fatal=events.fail)
+
+
+def _make_append_queue(ground: Ground, events: Events, driver: Driver, worker: Worker, apply_queue: ApplyQueue) -> AppendQueue:
+    origin = ground.origin
+    queue = AppendQueue(
+        wal=origin.wal,
+        window=origin.window,
+        worker=worker,
+        hard_state=origin.hard_state,
+        install=lambda message, hard_state: installer.install(message, hard_state),  # noqa: PLW0108 - made after the queue
+        on_saved=driver.storage_responded,
+        on_fatal=events.fail,
+        on_held=events.note_append_held,
+    )
+    installer = Installer(
+        directory=ground.directory.snap,
+        wal=origin.wal,
+        write=queue.run_patiently,
+        store=ground.store,
+        window=origin.window,
+        apply_queue=apply_queue,
+        on_installed=events.note_installed,
+        metrics=ground.metrics,
+        log=ground.log,
+        files=ground.directory.files,
+    )
+    return queue
+
+
+def watch_space(ground: Ground, parts: Parts, hand_over: HandOver, *, on_fatal: Callable[[Exception], None]) -> SpaceWatch:
+    """Make the care for disk space, and have proposals and the peers' messages ask it."""
+    watch = SpaceWatch(
+        SpaceParts(
+            member_id=ground.origin.member_id,
+            wal=ground.origin.wal,
+            worker=parts.worker,
+            store=ground.store,
+            files=ground.directory.files,
+            store_directory=ground.directory.snap,
+            driver=parts.driver,
+            proposals=parts.proposals,
+            hand_over=hand_over,
+            ask=parts.transport.request,
+            contact_s=ground.config.election_timeout_s,
+            on_fatal=on_fatal,
+            log=ground.log,
+        )
+    )
+    parts.proposals.check = watch.check
+    parts.proposals.check_change = watch.check_change
+    parts.handler.admit = watch.admit
+    return watch

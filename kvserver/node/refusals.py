@@ -1,0 +1,59 @@
+"""Why a member can't start from what its directory holds: the texts, for the start itself and for `kvserver wal` and `kvserver check`.
+
+Rules: pure; each text names the paths, what is lost, and what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from raft.types import Index
+from wal import PROCEDURE, Marker
+
+REPLACE: Final = (
+    "remove this member from the cluster and add it anew with an empty data directory, or restore a saved snapshot if no majority is left "
+    f"({PROCEDURE})"
+)
+"""What to do when nothing on this member can bring back what is lost."""
+
+
+def wal_missing(wal: Path, store: Path, applied_index: Index) -> str:
+    """There is a store that has applied entries, and no log."""
+    return (
+        f"the WAL directory {wal} is missing or empty, but the store {store} holds {applied_index} "
+        f"applied entries: put the WAL back; if it is lost for good, {REPLACE}"
+    )
+
+
+def store_missing(store: Path, wal: Path, first_index: Index) -> str:
+    """There is a log that no longer begins at the first entry, and no store."""
+    return (
+        f"the store {store} is missing, and the WAL {wal} begins at index "
+        f"{first_index}: what came before is lost on this member. Put the store back; if it is lost for good, {REPLACE}"
+    )
+
+
+def gap(wal: Path, first_index: Index, store: Path, applied_index: Index) -> str:
+    """The log begins behind the store's end."""
+    return (
+        f"the WAL {wal} begins at index {first_index}, the store {store} is at index "
+        f"{applied_index}: what lies between is lost on this member. Put back the part that is missing; if it is lost for good, "
+        f"{REPLACE}"
+    )
+
+
+def snapshot_missing(marker: Marker, store: Path, applied_index: Index, snap: Path) -> str:
+    """The log's marker names a snapshot that is neither in the store nor beside it."""
+    return (
+        f"the WAL says that a snapshot at index {marker.index} was installed, but the store {store} is at index "
+        f"{applied_index} and no such snapshot lies in {snap}: put the file back; if it is lost for good, {REPLACE}"
+    )
+
+
+def other_cluster(root: Path, store_cluster_id: int, wal_cluster_id: int) -> str:
+    """The store and the log belong to different clusters."""
+    return (
+        f"data directory {root}: the store belongs to cluster {store_cluster_id:x}, the WAL to another cluster, "
+        f"{wal_cluster_id:x}: put back the parts that belong together"
+    )

@@ -1,0 +1,72 @@
+"""An old store as a new cluster's: what stays, what goes, and that equal stores stay equal."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kvserver.apply import Membership, RevisionTooLargeError, inspect, refound
+from kvserver.pb.rpc_pb2 import CORRUPT, AlarmRequest, CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest
+from kvserver.storage import StoreUnreadableError
+from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Term
+from tests.kvserver.apply.conftest import Machine
+
+NEW = Membership(cluster_id=ClusterId(9), members={NodeId(5): Member(id=NodeId(5), name="new")}, cluster_token="t")
+CONF = ConfState(voters=(NodeId(5),))
+
+
+async def filled(path: Path) -> tuple[int, int]:
+    """A store of the old cluster, closed; its hash and revision."""
+    machine = Machine(path)
+    for number in range(30):
+        machine.apply(PutRequest(key=b"k%d" % (number % 7), value=b"v%d" % number))
+    machine.apply(DeleteRangeRequest(key=b"k1"))
+    machine.apply(CompactionRequest(revision=10))
+    machine.apply(AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=1, alarm=CORRUPT))
+    found = (await machine.store.hash_kv()).hash, machine.store.current_revision
+    await machine.store.close()
+    return found
+
+
+async def test_keys_and_revisions_stay_and_everything_of_the_old_cluster_goes(tmp_path: Path) -> None:
+    old_hash, old_revision = await filled(tmp_path / "db")
+    assert await refound(tmp_path / "db", NEW, CONF, index=Index(1), term=Term(1)) == old_revision
+    found = inspect(tmp_path / "db")
+    assert (found.index, found.term, found.revision) == (1, 1, old_revision)
+    assert (found.membership, found.conf_state, found.alarms) == (NEW, CONF, ())
+    machine = Machine(tmp_path / "db")
+    assert (await machine.store.hash_kv()).hash == old_hash
+    assert machine.store.compacted_revision == 10
+    machine.apply(PutRequest(key=b"next", value=b""))
+    assert machine.store.current_revision == old_revision + 1
+    await machine.store.close()
+
+
+async def test_a_bump_moves_the_revision_and_compacts_up_to_it(tmp_path: Path) -> None:
+    _, old_revision = await filled(tmp_path / "a")
+    shutil.copy(tmp_path / "a", tmp_path / "b")
+    hashes = set()
+    for name in "ab":
+        assert await refound(tmp_path / name, NEW, CONF, index=Index(1), term=Term(1), bump=1000) == old_revision + 1000
+        machine = Machine(tmp_path / name)
+        assert machine.store.compacted_revision == machine.store.current_revision == old_revision + 1000
+        found = machine.store.range(RangeRequest(key=b"k2"))
+        assert found.kvs[0].mod_revision <= old_revision
+        machine.apply(PutRequest(key=b"next", value=b""))
+        assert machine.store.range(RangeRequest(key=b"next")).kvs[0].mod_revision == old_revision + 1001
+        hashes.add((await machine.store.hash_kv()).hash)
+        await machine.store.close()
+    assert len(hashes) == 1
+
+
+async def test_what_can_not_be_done_changes_nothing(tmp_path: Path) -> None:
+    await filled(tmp_path / "db")
+    before = (tmp_path / "db").read_bytes()
+    with pytest.raises(RevisionTooLargeError):
+        await refound(tmp_path / "db", NEW, CONF, index=Index(1), term=Term(1), bump=2**62)
+    assert (tmp_path / "db").read_bytes() == before
+    (tmp_path / "no-store").write_bytes(b"x" * 8192)
+    with pytest.raises(StoreUnreadableError):
+        await refound(tmp_path / "no-store", NEW, CONF, index=Index(1), term=Term(1))
