@@ -43,6 +43,9 @@ class KvCalls:
         self._range = self._channel.unary_unary(
             "/etcdserverpb.KV/Range", rpc_pb2.RangeRequest.SerializeToString, rpc_pb2.RangeResponse.FromString
         )
+        self._compact = self._channel.unary_unary(
+            "/etcdserverpb.KV/Compact", rpc_pb2.CompactionRequest.SerializeToString, rpc_pb2.CompactionResponse.FromString
+        )
         self._hash = self._channel.unary_unary(
             "/etcdserverpb.Maintenance/HashKV", rpc_pb2.HashKVRequest.SerializeToString, rpc_pb2.HashKVResponse.FromString
         )
@@ -59,6 +62,10 @@ class KvCalls:
         """Delete one key and return how many were there. Raises grpc.RpcError."""
         answer: rpc_pb2.DeleteRangeResponse = self._delete(rpc_pb2.DeleteRangeRequest(key=key), timeout=timeout_s)
         return answer.deleted
+
+    def compact(self, revision: int, timeout_s: float = 30.0) -> None:
+        """Compact through `revision`, and wait until what was overwritten is removed. Raises grpc.RpcError."""
+        self._compact(rpc_pb2.CompactionRequest(revision=revision, physical=True), timeout=timeout_s)
 
     def range(self, request: rpc_pb2.RangeRequest, timeout_s: float = 30.0) -> rpc_pb2.RangeResponse:
         """Range. Raises grpc.RpcError."""
