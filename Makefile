@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo cluster test test-all verify fix proto mutants sim chaos bench bench-durability docker clean
+.PHONY: help setup run demo cluster test test-all verify fix proto mutants sim chaos bench bench-durability bench-memory docker clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench: $(STAMP) ## Puts and reads beside a bare gRPC echo in the same run
 
 bench-durability: $(STAMP) ## fdatasyncs per put, and the event loop's lag during 1 MB puts and a 1 GB snapshot (needs 5 GB of disk)
 	$(BIN)/python bench/durability.py
+
+bench-memory: $(STAMP) ## Memory beside etcd: the same workloads, every member sampled (etcd where it is installed)
+	$(BIN)/python bench/memory.py
 
 docker: ## Build the image kvserver:latest (BASE_IMAGE=... where no registry is reachable)
 	docker build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --tag kvserver:latest .

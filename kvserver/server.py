@@ -19,10 +19,10 @@ from typing import Final
 from kvserver.api import Api, MemberStatus, QuotaGate, build_api
 from kvserver.apply import OnlineCheck
 from kvserver.clock import SystemClock
-from kvserver.config import ETCD_API_VERSION, ServerConfig
+from kvserver.config import ETCD_API_VERSION, ServerConfig, limits_in_force
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
-from kvserver.node import Node, NodeStatus, RemovedError, StoreReader
+from kvserver.node import DebugPages, Node, NodeStatus, RemovedError, StoreReader
 from kvserver.pb import rpc_pb2
 from kvserver.rpc import GrpcLimits, GrpcServer, HttpServer, build_http_app, check_free
 from kvserver.types import Revision
@@ -83,6 +83,8 @@ class Server:
         for url in (*config.listen_client_urls, *config.listen_peer_urls, *config.http_urls):
             check_free(url)
         self._log.info("starting kvserver", version=__version__, name=config.name, data_dir=str(config.data_dir))
+        if config.memory_budget_bytes:
+            self._log.info("memory budget", **limits_in_force(config))
         node = await Node.start(config, metrics=self._metrics, log=self._log, files=self._files)
         http: HttpServer | None = None
         grpc: GrpcServer | None = None
@@ -90,7 +92,7 @@ class Server:
         try:
             api = self._build_api(node)
             if config.http_urls:
-                http = HttpServer(build_http_app(api.probes, self._metrics), logger=self._log)
+                http = HttpServer(build_http_app(api.probes, self._metrics, api.debug), logger=self._log)
                 await http.start(config.http_urls)
             grpc = GrpcServer(api, limits=GrpcLimits.of(config), metrics=self._metrics, logger=self._log)
             return await self._serve(node, grpc, api)
@@ -110,6 +112,7 @@ class Server:
             reconfiguration=node.reconfiguration,
             snapshots=node.backups,
             quota=QuotaGate(quota_bytes=self._config.quota_backend_bytes, space=node.store, alarms=node.alarms, clock=clock),
+            debug=DebugPages(node, self._config, self._metrics),
             clock=clock,
             max_request_bytes=self._config.max_request_bytes,
             max_txn_ops=self._config.max_txn_ops,

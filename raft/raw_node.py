@@ -40,7 +40,7 @@ from raft.messages import (
 )
 from raft.progress import Progress
 from raft.ready import Ready, SoftState, StateType
-from raft.sizes import entries_size_bytes
+from raft.sizes import entries_size_bytes, payload_size_bytes
 from raft.tracker import TrackerConfig
 from raft.types import NO_NODE, ConfState, Entry, HardState, Index, NodeId, Snapshot, Term
 
@@ -136,6 +136,11 @@ class RawNode:
     def last_index(self) -> Index:
         """The highest index of the log, durable or not."""
         return self._state.log.last_index
+
+    @property
+    def unstable_bytes(self) -> int:
+        """Payload of the entries that the storage has not confirmed yet. Walks over them."""
+        return payload_size_bytes(self._state.log.unstable.entries)
 
     @property
     def lead_transferee(self) -> NodeId:

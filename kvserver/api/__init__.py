@@ -3,6 +3,7 @@
 Nothing here knows gRPC or HTTP; `kvserver.rpc` binds the handlers to a wire. What the handlers need of the rest is in `protocols`.
 """
 
+from kvserver.api.debug import DebugSource, encode_page
 from kvserver.api.health import Check, HealthReport, HealthService, Probes
 from kvserver.api.protocols import Call, ClusterView, KvReader, MemberStatus, Proposals, Reads, Reconfiguration
 from kvserver.api.quota import AlarmRaising, QuotaGate, SpaceUse
@@ -15,6 +16,7 @@ __all__ = [
     "Call",
     "Check",
     "ClusterView",
+    "DebugSource",
     "HealthReport",
     "HealthService",
     "KvReader",
@@ -31,4 +33,5 @@ __all__ = [
     "StreamHandler",
     "UnaryHandler",
     "build_api",
+    "encode_page",
 ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvserver.api.cluster import ClusterService
+from kvserver.api.debug import DebugService, DebugSource
 from kvserver.api.guard import Guard
 from kvserver.api.health import HealthService, Probes
 from kvserver.api.kv import KvService
@@ -32,12 +33,13 @@ StreamHandler = Callable[[Any, StreamCall], AsyncGenerator[Any, None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """What is served: the handlers by method, the health switch, and the checks for HTTP."""
+    """What is served: the handlers by method, the health switch, and for HTTP the checks and the pages."""
 
     unary: Mapping[MethodName, UnaryHandler]
     server_streams: Mapping[MethodName, StreamHandler]
     health: HealthService
     probes: Probes
+    debug: DebugSource
 
 
 def build_api(
@@ -49,6 +51,7 @@ def build_api(
     reconfiguration: Reconfiguration,
     snapshots: SnapshotSource,
     quota: QuotaGate,
+    debug: DebugSource,
     clock: Clock,
     max_request_bytes: int,
     max_txn_ops: int,
@@ -88,6 +91,7 @@ def build_api(
             ("Cluster", "MemberUpdate"): cluster.member_update,
             ("Cluster", "MemberPromote"): cluster.member_promote,
             ("Health", "Check"): health.check,
+            ("Debug", "Memory"): DebugService(guard=guard, source=debug).memory,
         },
         server_streams={
             ("Maintenance", "Snapshot"): SnapshotService(guard=guard, source=snapshots).snapshot,
@@ -95,4 +99,5 @@ def build_api(
         },
         health=health,
         probes=Probes(guard=guard, reads=reads, reader=reader, view=view),
+        debug=debug,
     )

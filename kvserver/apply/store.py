@@ -24,6 +24,7 @@ from kvserver.apply import meta
 from kvserver.apply.alarms import Alarms, encode_alarms
 from kvserver.apply.inspection import damaged, inspect, position_of, read_meta
 from kvserver.apply.meta import Membership, Meta
+from kvserver.apply.removal_waiters import RemovalWaiters
 from kvserver.errors import CorruptError, RequestTimeoutError
 from kvserver.mvcc import META, TABLES, KvHash, Mvcc, RangeTooLargeError, Snapshot, describe_row, execute_range
 from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse
@@ -75,7 +76,7 @@ class Store:
         self._threads = ThreadPoolExecutor(READ_THREADS, "store-read")
         self._read_slots = asyncio.Semaphore(READ_THREADS)  # a view is made when a thread is free for it, not before
         self._slice_handle: asyncio.Handle | None = None
-        self._compaction_waiters: list[tuple[Revision, asyncio.Future[None]]] = []
+        self._removal = RemovalWaiters()
         self._on_compacted: Callable[[Revision], None] | None = None
         self._closed = False
         self._initialised = False
@@ -344,11 +345,13 @@ class Store:
             self._slice_handle = self._loop.call_soon(self._remove_slice)
 
     async def wait_compacted(self, revision: Revision) -> None:
-        """Return when the removal for a compaction at `revision` is complete (a `physical` compaction), committed or not."""
-        while self.mvcc.compactor.finished < revision:
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._compaction_waiters.append((revision, waiter))
-            await waiter
+        """Return when the removal for a compaction at `revision` is complete (a `physical` compaction), committed or not.
+
+        Raises:
+            CorruptError: the removal met damage.
+        """
+        if self.mvcc.compactor.finished < revision:
+            await self._removal.wait(revision)
 
     def _remove_slice(self) -> None:
         self._slice_handle = None
@@ -362,18 +365,15 @@ class Store:
             more = self.mvcc.compactor.run_slice(COMPACTION_SLICE)
             self._engine.end_entry(self._index)
         except CorruptError:
-            return  # reported; nothing is removed behind the damage until the member is restored
+            self._removal.get_stuck()  # reported; nothing is removed behind the damage until the member is restored
+            return
         except Exception as error:
             self._engine.poison(error)
             raise
         if more:
             self._slice_handle = self._loop.call_soon(self._remove_slice)
         finished = Revision(self.mvcc.compactor.finished)
-        waiting = self._compaction_waiters
-        self._compaction_waiters = [(wanted, waiter) for wanted, waiter in waiting if wanted > finished]
-        for wanted, waiter in waiting:
-            if wanted <= finished and not waiter.done():
-                waiter.set_result(None)
+        self._removal.advance(finished)
         if not more and self._on_compacted is not None:
             self._on_compacted(finished)
 
@@ -415,8 +415,7 @@ class Store:
         self._closed = True
         if self._slice_handle is not None:
             self._slice_handle.cancel()
-        for _, waiter in self._compaction_waiters:
-            waiter.cancel()
+        self._removal.cancel()
         await self._engine.close(commit=commit)
         await self._loop.run_in_executor(None, functools.partial(self._threads.shutdown, wait=True))
 
@@ -435,6 +434,7 @@ class Store:
             self.mvcc = Mvcc(self._engine, current_revision=state.revision, on_corrupt=self.report_corrupt)
         except DamagedRowError as error:
             raise damaged(self._engine.path, error) from error
+        self._removal.advance(Revision(self.mvcc.compactor.finished))
         self.start_removal()
 
 

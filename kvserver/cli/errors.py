@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     BAD_ARGUMENTS = 128
     INTERRUPTED = 130
     BROKEN_PIPE = 141
+    TERMINATED = 143
 
 
 class CliError(KvError):

@@ -3,6 +3,7 @@
 What differs from click's own manner:
 - a boolean flag may carry a value: `--prefix`, `--prefix=true`, `--prefix=false`;
 - a short flag may carry one behind "=": `-w=json`;
+- an optional flag means "-" without a value, and takes one only behind "=": `--json`, `--json=FILE`;
 - global flags stand before or after the command's name;
 - integers are Go's, and so are the error texts.
 
@@ -22,7 +23,7 @@ from kvserver.cli.golang import GoSyntaxError, parse_bool, parse_int
 
 GLOBALS_KEY: Final = "kvctl.globals"
 CONTEXT_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-FlagKind = Literal["string", "bool", "int", "list"]
+FlagKind = Literal["string", "bool", "int", "list", "optional"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,8 @@ class FlagOption(click.Option):
         self.flag = flag
         self.is_global = is_global
         names = [f"--{flag.name}", *([f"-{flag.letter}"] if flag.letter else [])]
-        defaults: dict[str, Any] = {"bool": flag.default == "true", "int": 0, "list": None}
+        number = int(flag.default or "0") if flag.kind == "int" else 0
+        defaults: dict[str, Any] = {"bool": flag.default == "true", "int": number, "list": None}
         super().__init__(
             names,
             type=_converter(flag) if flag.kind in ("bool", "int") else click.UNPROCESSED,
@@ -73,13 +75,13 @@ class FlagOption(click.Option):
             help=flag.help,
             expose_value=not is_global,
             callback=_remember if is_global else None,
-            metavar={"bool": "", "int": "N", "list": "LIST"}.get(flag.kind, "TEXT"),
+            metavar={"bool": "", "int": "N", "list": "LIST", "optional": "[=FILE]"}.get(flag.kind, "TEXT"),
         )
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         """Name and help, with the default where there is one worth naming."""
         letter = f"-{self.flag.letter}, " if self.flag.letter else "    "
-        value = "" if self.flag.kind == "bool" else f" {self.metavar}"
+        value = "" if self.flag.kind == "bool" else str(self.metavar) if self.flag.kind == "optional" else f" {self.metavar}"
         default = f" (default: {self.flag.default})" if self.flag.default not in ("", "0") else ""
         return f"{letter}--{self.flag.name}{value}", f"{self.flag.help}{default}"
 
@@ -108,6 +110,8 @@ def normalize(args: Sequence[str], options: Iterable[FlagOption]) -> list[str]:
             result.append(token)
         elif option.flag.kind == "bool":
             result.append(f"{option.opts[0]}={value if equals else 'true'}")
+        elif option.flag.kind == "optional":
+            result.append(f"{option.opts[0]}={value if equals else '-'}")
         elif equals:
             result.append(f"{option.opts[0]}={value}")
         else:

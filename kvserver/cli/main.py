@@ -1,15 +1,18 @@
 """kvctl's entry point: the table of commands, and how the process ends.
 
-Rules: no traceback reaches the user for anything the world can do; every ending has a documented exit code. An interrupt (130) and a reader
-that went away (141) end quietly. grpcio's own log lines and fork warnings are switched off before it is imported.
+Rules: no traceback reaches the user for anything the world can do; every ending has a documented exit code. An interrupt (130), SIGTERM
+(143) and a reader that went away (141) end quietly, and leave no half-written file. grpcio's own log lines and fork warnings are switched
+off before it is imported.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Final
 
 import click
@@ -21,16 +24,21 @@ from kvserver.cli.settings import GLOBAL_FLAGS
 
 COMMANDS: Final = {
     "alarm": LazyCommand(module="kvserver.cli.alarm", attribute="alarm", summary="Alarm related commands"),
+    "bench": LazyCommand(module="kvserver.cli.bench", attribute="bench", summary="Measures a server under load"),
     "compaction": LazyCommand(module="kvserver.cli.kv", attribute="compaction", summary="Compacts the event history"),
     "del": LazyCommand(module="kvserver.cli.kv", attribute="delete", summary="Removes the specified key or range of keys [key, range_end)"),
     "endpoint": LazyCommand(module="kvserver.cli.endpoint", attribute="endpoint", summary="Endpoint related commands"),
     "get": LazyCommand(module="kvserver.cli.kv", attribute="get", summary="Gets the key or a range of keys"),
     "member": LazyCommand(module="kvserver.cli.member", attribute="member", summary="Membership related commands"),
+    "memory": LazyCommand(
+        module="kvserver.cli.memory", attribute="memory", summary="Shows what the members' memory consists of, and who holds it"
+    ),
     "move-leader": LazyCommand(
         module="kvserver.cli.move_leader", attribute="move_leader", summary="Transfers leadership to another member of the cluster"
     ),
     "put": LazyCommand(module="kvserver.cli.kv", attribute="put", summary="Puts the given key into the store"),
     "snapshot": LazyCommand(module="kvserver.cli.snapshot", attribute="snapshot", summary="Manages snapshots of a server"),
+    "top": LazyCommand(module="kvserver.cli.memory", attribute="top", summary="Shows the members' memory, live"),
     "txn": LazyCommand(module="kvserver.cli.txn", attribute="txn", summary="Processes all the requests in one transaction"),
     "version": LazyCommand(module="kvserver.cli.version_command", attribute="version", summary="Prints the version of kvctl"),
 }
@@ -99,11 +107,29 @@ def _stop_writing(code: ExitCode) -> int:
     return code
 
 
+class _Termination:
+    """SIGTERM ends a command as an interrupt does, so that what it was writing is removed; only the exit code is another."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """The signal's handler."""
+        del number, frame
+        self.asked = True
+        if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):  # started in the background by a shell
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+
+
 def main() -> None:
     """The `kvctl` script."""
+    termination = _Termination()
+    signal.signal(signal.SIGTERM, termination.take)
     for name, value in _GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    sys.exit(ExitCode.TERMINATED if termination.asked else code)
 
 
 if __name__ == "__main__":

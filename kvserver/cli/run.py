@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 import click
 
@@ -20,6 +20,8 @@ from kvserver.client import Client, ClientConfig, ClientError, ConnectError, NoE
 
 ResultT = TypeVar("ResultT")
 
+ENVIRONMENT_PREFIXES: Final = ("KVCTL", "ETCDCTL")
+
 
 def settings_of(ctx: click.Context) -> Settings:
     """The global flags in force; prints the warnings and, with --debug, the settings."""
@@ -29,8 +31,21 @@ def settings_of(ctx: click.Context) -> Settings:
     return settings
 
 
-def execute(settings: Settings, work: Callable[[Client], Awaitable[ResultT]], *, endpoints: tuple[str, ...] | None = None) -> ResultT:
-    """Run `work` with a client for the settings' endpoints (or those given). Raises `CliError`."""
+def is_timeout_given(ctx: click.Context) -> bool:
+    """Whether the command's time limit is the user's wish, not the default of short commands."""
+    return "command_timeout" in ctx.meta.get(GLOBALS_KEY, {}) or any(
+        f"{prefix}_COMMAND_TIMEOUT" in os.environ for prefix in ENVIRONMENT_PREFIXES
+    )
+
+
+def execute(
+    settings: Settings,
+    work: Callable[[Client], Awaitable[ResultT]],
+    *,
+    endpoints: tuple[str, ...] | None = None,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> ResultT:
+    """Run `work` with a client for the settings' endpoints (or those given), on asyncio's loop or another. Raises `CliError`."""
     try:
         config = client_config(settings, settings.endpoints if endpoints is None else endpoints)
     except NoEndpointError:
@@ -38,7 +53,8 @@ def execute(settings: Settings, work: Callable[[Client], Awaitable[ResultT]], *,
     except ClientError as error:
         raise CliError(str(error), ExitCode.BAD_ARGUMENTS) from None
     try:
-        return asyncio.run(_with_client(config, work))
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(_with_client(config, work))
     except ConnectError as error:
         raise CliError(str(error), ExitCode.BAD_CONNECTION) from None
     except ClientError as error:
@@ -65,16 +81,16 @@ def client_config(settings: Settings, endpoints: tuple[str, ...]) -> ClientConfi
 
 def write(data: bytes) -> None:
     """Bytes to stdout, now: a failure must be this command's failure, not the interpreter's at exit."""
-    _write_all(sys.stdout.buffer, data)
+    write_all(sys.stdout.buffer, data)
 
 
 def write_error(data: bytes) -> None:
     """Bytes to stderr, now."""
-    _write_all(sys.stderr.buffer, data)
+    write_all(sys.stderr.buffer, data)
 
 
-def _write_all(stream: BinaryIO, data: bytes) -> None:
-    """Under PYTHONUNBUFFERED the stream is the bare file, which may take only a part of a large output at a time."""
+def write_all(stream: BinaryIO, data: bytes) -> None:
+    """Every byte, now. Under PYTHONUNBUFFERED the stream is the bare file, which may take only a part of a large output at a time."""
     view = memoryview(data)
     while view:
         view = view[stream.write(view) :]

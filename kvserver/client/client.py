@@ -23,6 +23,7 @@ from kvserver.client.errors import RESOURCE_EXHAUSTED, CallTimeoutError, Connect
 from kvserver.client.methods import Method, RequestT, ResponseT
 from kvserver.client.policy import backoff_s, changes_nothing, may_retry
 from kvserver.client.pool import EndpointPool
+from kvserver.pb import debug_pb2
 from kvserver.pb import rpc_pb2 as pb
 
 AUTH_NOT_ENABLED = "etcdserver: authentication is not enabled"
@@ -93,26 +94,16 @@ class Client:
         connection = self._pool.connection_to(endpoint)
         if connection is None:
             raise ValueError(f"not an endpoint of this client: {endpoint}")
-        await self._wait_ready(connection)
+        await connection.wait_dialled(self._config.dial_timeout_s)
         deadline = _Deadline(timeout_s)
         metadata = await self._authenticated(connection, deadline)
         async with aclosing(connection.stream(method, request, deadline.remaining_s(), metadata)) as answers:
             async for answer in answers:
                 yield answer
 
-    async def _wait_ready(self, connection: Connection) -> None:
-        """Try until the dial timeout, as the pool does: a busy server may miss the short limit of one attempt. Raises `ConnectError`."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + self._config.dial_timeout_s
-        attempt = 0
-        while True:
-            try:
-                return await connection.wait_ready(max(0.001, until_s - loop.time()))
-            except ConnectError:
-                attempt += 1
-                if loop.time() + backoff_s(attempt) >= until_s:
-                    raise
-            await asyncio.sleep(backoff_s(attempt))
+    async def token(self) -> Metadata:
+        """The metadata that authenticates this client's user to any endpoint, for calls that don't go through the client."""
+        return await self._authenticated(await self._pool.wait_connected(), _Deadline(self._config.call_timeout_s))
 
     async def _authenticated(self, connection: Connection, deadline: _Deadline) -> Metadata:
         """The metadata that carries the token, fetched once; empty where the cluster has no authentication."""
@@ -191,6 +182,10 @@ class Client:
     async def hash_kv(self, endpoint: str, revision: int = 0) -> pb.HashKVResponse:
         """The hash of one member's keys up to `revision` (0: all)."""
         return await self.call_endpoint(endpoint, methods.HASH_KV, pb.HashKVRequest(revision=revision))
+
+    async def memory(self, endpoint: str, *, timeout_s: float | None = None) -> bytes:
+        """One member's page of memory, as JSON (kvserver only; an etcd answers UNIMPLEMENTED)."""
+        return (await self.call_endpoint(endpoint, methods.MEMORY, debug_pb2.MemoryRequest(), timeout_s=timeout_s)).json
 
     def snapshot(self, endpoint: str, *, timeout_s: float | None = None) -> AsyncGenerator[pb.SnapshotResponse, None]:
         """A consistent copy of one member's store as a stream of blobs; the last 32 bytes are the SHA-256 of the rest. See

@@ -1,7 +1,7 @@
 """One endpoint and its channel: knowing whether it can be reached before anything is sent, and sending one request.
 
 Rules: `wait_ready` and `call` are separate on purpose: only what fails in the first certainly never left this process. gRPC's own retries
-are off, so that a request is sent once. Owned by the pool, which closes it.
+are off, so that a request is sent once. Closed by its owner (the pool, mostly).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 import grpc
@@ -18,19 +18,23 @@ import grpc.aio
 from kvserver.client.config import MIN_KEEPALIVE_TIME_S, ClientConfig, Endpoint
 from kvserver.client.errors import DEADLINE_EXCEEDED, UNKNOWN, CallTimeoutError, ConnectError, ServerError
 from kvserver.client.methods import Method, RequestT, ResponseT
+from kvserver.client.policy import backoff_s
 
 Metadata: TypeAlias = Sequence[tuple[str, str]]
+RawCall: TypeAlias = Callable[[bytes, float | None, Metadata], Awaitable[bytes]]
+"""A serialized request, a time limit and metadata to a serialized answer."""
 
 _READY = grpc.ChannelConnectivity.READY
 _FAILED = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
 
 
 class Connection:
-    """A lazily dialled channel to one endpoint."""
+    """A lazily dialled channel to one endpoint. Channels to the same endpoint share a TCP connection, but those with `own_socket`."""
 
-    def __init__(self, endpoint: Endpoint, config: ClientConfig) -> None:
+    def __init__(self, endpoint: Endpoint, config: ClientConfig, *, own_socket: bool = False) -> None:
         self.endpoint = endpoint
-        self._channel = grpc.aio.insecure_channel(endpoint.target, options=_channel_options(config))
+        options = [*_channel_options(config), ("grpc.use_local_subchannel_pool", int(own_socket))]
+        self._channel = grpc.aio.insecure_channel(endpoint.target, options=options)
 
     def is_ready(self) -> bool:
         """Whether the last known state is connected; never blocks, never dials."""
@@ -46,6 +50,20 @@ class Connection:
                     await self._channel.wait_for_state_change(state)
         except TimeoutError:
             raise ConnectError({self.endpoint.text: "timed out"}) from None
+
+    async def wait_dialled(self, timeout_s: float) -> None:
+        """The same, trying until `timeout_s`: a busy server may miss the short limit of one attempt."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + timeout_s
+        attempt = 0
+        while True:
+            try:
+                return await self.wait_ready(max(0.001, until_s - loop.time()))
+            except ConnectError:
+                attempt += 1
+                if loop.time() + backoff_s(attempt) >= until_s:
+                    raise
+            await asyncio.sleep(backoff_s(attempt))
 
     async def call(
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout_s: float | None, metadata: Metadata = ()
@@ -74,6 +92,18 @@ class Connection:
             raise _failure(error) from None
         finally:
             call.cancel()
+
+    def raw_caller(self, path: str) -> RawCall:
+        """What sends serialized requests to one unary RPC, once each; for those who count microseconds. The calls raise as `call`."""
+        invoke: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
+
+        async def call(request: bytes, timeout_s: float | None, metadata: Metadata) -> bytes:
+            try:
+                return await invoke(request, timeout=timeout_s, metadata=tuple(metadata))
+            except grpc.aio.AioRpcError as error:
+                raise _failure(error) from None
+
+        return call
 
     async def close(self) -> None:
         """Close at once; calls under way are cancelled."""

@@ -1,4 +1,4 @@
-"""The RPCs that the client calls: etcd's path, message types, and whether a repetition is harmless.
+"""The RPCs that the client calls: etcd's path (`MEMORY`: our own), message types, and whether a repetition is harmless.
 
 Rules: a plain table instead of generated stubs, because the messages live in our own proto package and the paths are etcd's. `read_only`
 is the one fact that the retry policy needs: a call that changes nothing may be sent again whatever happened to the first one.
@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from kvserver.pb import debug_pb2
 from kvserver.pb import rpc_pb2 as pb
 
 RequestT = TypeVar("RequestT", bound=Message)
@@ -48,6 +49,7 @@ MOVE_LEADER: Final = Method(path="/etcdserverpb.Maintenance/MoveLeader", request
 ALARM: Final = Method(path="/etcdserverpb.Maintenance/Alarm", request=pb.AlarmRequest, response=pb.AlarmResponse)
 ALARM_GET: Final = Method(path=ALARM.path, request=pb.AlarmRequest, response=pb.AlarmResponse, read_only=True)
 SNAPSHOT: Final = Method(path="/etcdserverpb.Maintenance/Snapshot", request=pb.SnapshotRequest, response=pb.SnapshotResponse)
+MEMORY: Final = Method(path="/kvserver.Debug/Memory", request=debug_pb2.MemoryRequest, response=debug_pb2.MemoryResponse, read_only=True)
 AUTHENTICATE: Final = Method(
     path="/etcdserverpb.Auth/Authenticate", request=pb.AuthenticateRequest, response=pb.AuthenticateResponse, read_only=True
 )

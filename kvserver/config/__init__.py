@@ -5,7 +5,7 @@
 """
 
 from kvserver.config.errors import ConfigError, UsageError
-from kvserver.config.model import ETCD_API_VERSION, LogWindowConfig, ServerConfig
+from kvserver.config.model import ETCD_API_VERSION, LogWindowConfig, ServerConfig, limits_in_force
 from kvserver.config.parser import HelpRequested, Invocation, Run, VersionRequested, parse, version_text
 from kvserver.config.render import help_text
 from kvserver.config.urls import ClusterMember, Url, format_urls, parse_url, parse_urls
@@ -24,6 +24,7 @@ __all__ = [
     "VersionRequested",
     "format_urls",
     "help_text",
+    "limits_in_force",
     "parse",
     "parse_url",
     "parse_urls",

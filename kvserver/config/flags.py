@@ -89,7 +89,7 @@ _USED: Final = (
     ),
     _member("listen-peer-urls", ValueKind.URLS, "http://localhost:2380", "URLs to listen on for other members."),
     _member("listen-client-urls", ValueKind.URLS, "http://localhost:2379", "URLs to listen on for clients (gRPC)."),
-    _member("listen-client-http-urls", ValueKind.URLS, "", "URLs to listen on for HTTP: /health, /livez, /readyz, /version, /metrics."),
+    _member("listen-client-http-urls", ValueKind.URLS, "", "URLs for HTTP: /health, /livez, /readyz, /version, /metrics, /debug/raft."),
     _member("heartbeat-interval", ValueKind.MILLISECONDS, "100", "Time between heartbeats, in milliseconds.", "heartbeat_interval_ms"),
     _member(
         "election-timeout",
@@ -160,6 +160,13 @@ _USED: Final = (
     _cluster("strict-reconfig-check", ValueKind.BOOL, "true", "Refuse membership changes that would lose the quorum."),
     _cluster("max-learners", ValueKind.INT, "1", "Most learners at a time."),
     _limit(
+        "memory-budget",
+        ValueKind.SIZE,
+        "0",
+        "Memory of this member, from which the other limits follow that are not given; 0 for their own defaults.",
+        "memory_budget_bytes",
+    ),
+    _limit(
         "log-window-entries",
         ValueKind.INT,
         "100000",
@@ -187,10 +194,20 @@ _USED: Final = (
         "etcd's name for --log-window-entries: kept for members that are behind, never for nobody.",
         "log_window.max_entries",
     ),
+    _limit(
+        "experimental-snapshot-catchup-entries",
+        ValueKind.INT,
+        "",
+        "The name that etcd 3.5 gives --snapshot-catchup-entries.",
+        "log_window.max_entries",
+    ),
     _limit("wal-segment-bytes", ValueKind.SIZE, "16MiB", "Size of a segment of the write-ahead log."),
     _limit("max-concurrent-requests", ValueKind.INT, "4096", "Most calls being served at a time; more are refused."),
     _limit("max-inflight-requests", ValueKind.INT, "4096", "Most writes waiting for the cluster at a time; more are refused."),
     _limit("max-inflight-bytes", ValueKind.SIZE, "32MiB", "Most bytes of writes waiting for the cluster at a time; more are refused."),
+    _limit("max-uncommitted-bytes", ValueKind.SIZE, "64MiB", "Most bytes of entries that a leader holds uncommitted; more writes wait."),
+    _limit("peer-queue-bytes", ValueKind.SIZE, "32MiB", "Most bytes queued to one member; more are dropped, and sent again later."),
+    _limit("backend-buffer-bytes", ValueKind.SIZE, "16MiB", "Most bytes applied and not yet committed to the store; then applying waits."),
     _used(Group.OBSERVABILITY, "listen-metrics-urls", ValueKind.URLS, "", "Further URLs to listen on for /metrics and /health."),
     _used(
         Group.OBSERVABILITY,
@@ -226,7 +243,11 @@ def _ignored(name: str, kind: ValueKind, reason: str) -> Flag:
 
 _GONE: Final = "it has no counterpart in kvserver"
 _IGNORED: Final = (
-    _ignored("snapshot-count", ValueKind.INT, "the store is the snapshot and the raft log is compacted after every apply"),
+    _ignored(
+        "snapshot-count",
+        ValueKind.INT,
+        "the store is the snapshot and the raft log is compacted after every apply; --log-window-entries bounds what is kept",
+    ),
     _ignored("max-snapshots", ValueKind.INT, "the store is the snapshot, there are no others to keep"),
     _ignored("experimental-corrupt-check-time", ValueKind.TEXT, "it is called --corrupt-check-time here, as in etcd 3.6"),
     _ignored("experimental-initial-corrupt-check", ValueKind.BOOL, "it is called --initial-corrupt-check here"),
@@ -273,7 +294,6 @@ _IGNORED: Final = (
             "experimental-warning-unary-request-duration",
             "experimental-bootstrap-defrag-threshold-megabytes",
             "experimental-max-learners",
-            "experimental-snapshot-catchup-entries",
             "experimental-distributed-tracing-address",
             "experimental-distributed-tracing-service-name",
             "experimental-distributed-tracing-instance-id",

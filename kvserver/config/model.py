@@ -18,7 +18,7 @@ from typing import Final
 from kvserver.config.errors import ConfigError
 from kvserver.config.urls import ClusterMember, Url, format_urls
 
-__all__ = ["ETCD_API_VERSION", "RECEIVE_HEADROOM_BYTES", "LogWindowConfig", "ServerConfig"]
+__all__ = ["ETCD_API_VERSION", "RECEIVE_HEADROOM_BYTES", "LogWindowConfig", "ServerConfig", "limits_in_force"]
 
 ETCD_API_VERSION: Final = "3.6.0"
 """The version of etcd's client API that is spoken; clients parse it as three integers (`Status.version`, `/version`)."""
@@ -84,6 +84,10 @@ class ServerConfig:
     max_concurrent_requests: int = 4096
     max_inflight_requests: int = 4096
     max_inflight_bytes: int = 32 * _MIB
+    max_uncommitted_bytes: int = 64 * _MIB
+    peer_queue_bytes: int = 32 * _MIB
+    backend_buffer_bytes: int = 16 * _MIB
+    memory_budget_bytes: int = 0
     log_window: LogWindowConfig = LogWindowConfig()
     wal_segment_bytes: int = 16 * _MIB
     backend_batch_interval_ms: int = 100
@@ -222,6 +226,21 @@ class ServerConfig:
         _check_range("max-concurrent-requests", self.max_concurrent_requests, 1, 1 << 20)
         _check_range("max-inflight-requests", self.max_inflight_requests, 1, 1 << 20)
         _check_range("max-inflight-bytes", self.max_inflight_bytes, self.max_request_bytes + RECEIVE_HEADROOM_BYTES, 1 << 36)
+        _check_range("max-uncommitted-bytes", self.max_uncommitted_bytes, _MIB, 1 << 36)
+        _check_range("peer-queue-bytes", self.peer_queue_bytes, _MIB, 1 << 36)
+        _check_range("backend-buffer-bytes", self.backend_buffer_bytes, _MIB, 1 << 36)
         _check_range("wal-segment-bytes", self.wal_segment_bytes, 64 << 10, _GIB)
         _check_range("backend-batch-interval", self.backend_batch_interval_ms, 1, 60_000)
         _check_range("backend-batch-limit", self.backend_batch_limit, 1, 10**6)
+
+
+def limits_in_force(config: ServerConfig) -> dict[str, int]:
+    """The limits in bytes that `--memory-budget` stands for, as they are in force: for the log at the start."""
+    return {
+        "memory_budget_bytes": config.memory_budget_bytes,
+        "log_window_bytes": config.log_window.max_bytes,
+        "max_inflight_bytes": config.max_inflight_bytes,
+        "max_uncommitted_bytes": config.max_uncommitted_bytes,
+        "backend_buffer_bytes": config.backend_buffer_bytes,
+        "peer_queue_bytes": config.peer_queue_bytes,
+    }

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from kvserver.config.budget import derive
 from kvserver.config.errors import ConfigError, UsageError, ValueSyntaxError
 from kvserver.config.flags import FLAGS, Flag, Treatment, environment_name, flag_named
-from kvserver.config.model import ETCD_API_VERSION, LogWindowConfig, ServerConfig
+from kvserver.config.model import ETCD_API_VERSION, RECEIVE_HEADROOM_BYTES, LogWindowConfig, ServerConfig
 from kvserver.config.urls import ClusterMember, Url
 from kvserver.config.values import ValueKind, read_value
 from kvserver.version import __version__
@@ -33,6 +34,7 @@ __all__ = ["HelpRequested", "Invocation", "Run", "VersionRequested", "parse", "v
 _HELP_NAMES: Final = frozenset({"h", "help"})
 _ENVIRONMENT_PREFIX: Final = "ETCD_"
 _EXPERIMENTAL: Final = "experimental-"
+_ENTRY_CAP_NAMES: Final = ("snapshot-catchup-entries", "experimental-snapshot-catchup-entries", "log-window-entries")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Invocatio
         given[name] = text
     values = {flag.name: value for flag, value in _read_given(given, warnings)}
     values.update(_read_environment(environment, given, warnings))
-    return Run(config=_build(values), warnings=tuple(warnings))
+    config = _build(values, warnings)
+    return Run(config=config, warnings=tuple(warnings))
 
 
 def version_text() -> str:
@@ -195,13 +198,14 @@ def _unknown(name: str) -> UsageError:
     return UsageError(f"flag provided but not defined: -{name}{hint}")
 
 
-def _build(values: dict[str, Any]) -> ServerConfig:
+def _build(values: dict[str, Any], warnings: list[str]) -> ServerConfig:
     if "listen-client-urls" in values and "advertise-client-urls" not in values:
         raise ConfigError(
             "--listen-client-urls needs --advertise-client-urls beside it: what is listened on and what clients are told may differ"
         )
-    if "snapshot-catchup-entries" in values and "log-window-entries" in values:
-        raise ConfigError("--snapshot-catchup-entries and --log-window-entries set the same limit: give one of them")
+    synonyms = [name for name in _ENTRY_CAP_NAMES if name in values]
+    if len(synonyms) > 1:
+        raise ConfigError(f"--{synonyms[0]} and --{synonyms[1]} set the same limit: give one of them")
     fields: dict[str, Any] = {}
     window: dict[str, Any] = {}
     for name, value in values.items():
@@ -212,6 +216,7 @@ def _build(values: dict[str, Any]) -> ServerConfig:
         else:
             fields[flag.field] = value
     _derive(fields)
+    warnings.extend(_apply_budget(fields, window))
     return ServerConfig(**fields, log_window=LogWindowConfig(**window))
 
 
@@ -229,3 +234,32 @@ def _derive(fields: dict[str, Any]) -> None:
     if not fields.get("initial_cluster"):
         urls: tuple[Url, ...] = fields.get("initial_advertise_peer_urls", (Url(host="localhost", port=2380),))
         fields["initial_cluster"] = (ClusterMember(name=name, peer_urls=tuple(sorted(urls))),)
+
+
+def _apply_budget(fields: dict[str, Any], window: dict[str, Any]) -> list[str]:
+    """Fill in the limits that follow from `--memory-budget` and were not given; returns a warning if those that were given break it."""
+    budget_bytes = fields.get("memory_budget_bytes", 0)
+    if not budget_bytes:
+        return []
+    request_bytes = fields.get("max_request_bytes", ServerConfig.__dataclass_fields__["max_request_bytes"].default)
+    peers = len({member.name for member in fields["initial_cluster"]}) - 1
+    budget = derive(budget_bytes, receive_limit_bytes=request_bytes + RECEIVE_HEADROOM_BYTES, peers=peers)
+    window.setdefault("max_bytes", budget.log_window_bytes)
+    for field, limit_bytes in (
+        ("max_inflight_bytes", budget.inflight_bytes),
+        ("max_uncommitted_bytes", budget.uncommitted_bytes),
+        ("backend_buffer_bytes", budget.backend_buffer_bytes),
+        ("peer_queue_bytes", budget.peer_queue_bytes),
+    ):
+        fields.setdefault(field, limit_bytes)
+    in_force = replace(
+        budget,
+        log_window_bytes=window["max_bytes"],
+        inflight_bytes=fields["max_inflight_bytes"],
+        uncommitted_bytes=fields["max_uncommitted_bytes"],
+        backend_buffer_bytes=fields["backend_buffer_bytes"],
+        peer_queue_bytes=fields["peer_queue_bytes"],
+    )
+    if in_force.sum_bytes <= budget_bytes:
+        return []
+    return [f"the limits that were given add up to {in_force.sum_bytes} bytes, more than --memory-budget[{budget_bytes}]"]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from kvserver.metrics.instruments import LatencyHistogram
+from kvserver.metrics.process import process_memory
 from kvserver.metrics.states import LogWindowState, NodeState, PeerState, SpaceState
 
 __all__ = ["counter", "gauge", "histogram", "node_families", "process_memory_families"]
@@ -60,6 +61,10 @@ def node_families(state: NodeState) -> Iterator[Metric]:
     yield server_id
     yield _space_family(state.space)
     yield from _log_window_families(state.log_window)
+    accounted = GaugeMetricFamily("kvserver_accounted_memory_bytes", "Bytes in memory, by owner; an entry may be shared.", labels=["owner"])
+    for owner, size_bytes in state.accounted_bytes.items():
+        accounted.add_metric([owner], size_bytes)
+    yield accounted
     yield from _peer_families(state.peers)
 
 
@@ -80,6 +85,7 @@ def _log_window_families(window: LogWindowState) -> Iterator[Metric]:
     yield gauge("kvserver_log_window_last_index", "The last raft entry in memory.", window.memory_last_index)
     yield gauge("kvserver_log_window_pins", "Snapshot streams that hold entries.", window.pins_active)
     yield gauge("kvserver_wal_first_index", "The first raft entry in the write-ahead log.", window.wal_first_index)
+    yield gauge("kvserver_wal_entries", "Raft entries in the write-ahead log.", window.wal_entries)
     yield gauge("kvserver_wal_bytes", "Bytes of the write-ahead log's segments.", window.wal_bytes)
 
 
@@ -95,6 +101,11 @@ def _peer_families(peers: Iterable[PeerState]) -> Iterator[Metric]:
     lag_bytes = GaugeMetricFamily(
         "kvserver_peer_lag_bytes", "Bytes that a peer is behind, as far as in memory (on the leader).", labels=["To"]
     )
+    held_entries = GaugeMetricFamily("kvserver_peer_held_entries", "Raft entries kept in memory for a peer (on the leader).", labels=["To"])
+    held_bytes = GaugeMetricFamily(
+        "kvserver_peer_held_bytes", "Bytes of raft entries kept in memory for a peer (on the leader).", labels=["To"]
+    )
+    queued = GaugeMetricFamily("kvserver_peer_queued_bytes", "Bytes that wait to be sent to a peer.", labels=["To"])
     contact = GaugeMetricFamily("kvserver_peer_contact_age_seconds", "Seconds since a peer was heard from.", labels=["To"])
     states = GaugeMetricFamily("kvserver_peer_state", "How the leader replicates to a peer.", labels=["To", "state"])
     for peer in peers:
@@ -102,24 +113,23 @@ def _peer_families(peers: Iterable[PeerState]) -> Iterator[Metric]:
         sent.add_metric(label, peer.sent_bytes)
         received.add_metric(label, peer.received_bytes)
         failures.add_metric(label, peer.sent_failures)
-        lag_entries.add_metric(label, peer.lag_entries)
-        lag_bytes.add_metric(label, peer.lag_bytes)
+        queued.add_metric(label, peer.queued_bytes)
         if peer.contact_age_s is not None:
             contact.add_metric(label, peer.contact_age_s)
         if peer.round_trips is not None:
             round_trip.add_metric(label, peer.round_trips.cumulative_buckets(), peer.round_trips.sum_s)
-        if peer.state:
+        if peer.state:  # on the leader: nobody else knows how far the others are, and 0 would say that they are not behind
             states.add_metric([*label, peer.state], 1)
-    yield from (sent, received, failures, round_trip, lag_entries, lag_bytes, contact, states)
+            lag_entries.add_metric(label, peer.lag_entries)
+            lag_bytes.add_metric(label, peer.lag_bytes)
+            held_entries.add_metric(label, peer.held_entries)
+            held_bytes.add_metric(label, peer.held_bytes)
+    yield from (sent, received, failures, round_trip, contact, queued, states, lag_entries, lag_bytes, held_entries, held_bytes)
 
 
 def process_memory_families() -> Iterator[Metric]:
-    """The process's anonymous memory, which is what kvserver promises to bound; nothing where /proc does not tell."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            fields = dict(line.split(":", 1) for line in status if ":" in line)
-    except OSError:
-        return
-    if "RssAnon" in fields:
-        anonymous_bytes = int(fields["RssAnon"].split()[0]) * 1024
-        yield gauge("kvserver_process_anonymous_memory_bytes", "Resident anonymous memory in bytes.", anonymous_bytes)
+    """The process's memory by kind; anonymous is what kvserver promises to bound. Nothing where /proc does not tell."""
+    memory = process_memory()
+    if memory is not None:
+        yield gauge("kvserver_process_anonymous_memory_bytes", "Resident anonymous memory in bytes.", memory.anonymous_bytes)
+        yield gauge("kvserver_process_file_memory_bytes", "Resident memory of mapped files in bytes.", memory.file_bytes)

@@ -5,7 +5,8 @@ Rules: the node builds a `NodeState` when asked, on the loop; nothing here is ke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from kvserver.metrics.instruments import LatencyHistogram
@@ -19,20 +20,25 @@ _NONE: Final = Index(0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerState:
-    """One other member: what the leader knows of it (lags are 0 and `state` empty elsewhere) and what its connection carried.
+    """One other member: what the leader knows of it (elsewhere the lags and what it holds are 0 and `state` is empty) and what its
+    connection carried.
 
-    `contact_age_s` and `round_trips` are None while unknown; `round_trips` is the live histogram of the connection.
+    `held_entries` and `held_bytes`: what of the log window is kept for it. `contact_age_s` and `round_trips` are None while unknown;
+    `round_trips` is the live histogram of the connection.
     """
 
     id: NodeId
     state: str = ""
     lag_entries: int = 0
     lag_bytes: int = 0
+    held_entries: int = 0
+    held_bytes: int = 0
     contact_age_s: float | None = None
     round_trips: LatencyHistogram | None = None
     sent_bytes: int = 0
     received_bytes: int = 0
     sent_failures: int = 0
+    queued_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +50,7 @@ class LogWindowState:
     memory_first_index: Index = _FIRST
     memory_last_index: Index = _NONE
     wal_first_index: Index = _FIRST
+    wal_entries: int = 0
     wal_bytes: int = 0
     max_entries: int = 0
     max_bytes: int = 0
@@ -62,7 +69,7 @@ class SpaceState:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
     """This member, now. Sizes in bytes; `proposals_pending` and `proposals_pending_bytes` count unanswered writes;
-    `keys` is None where counting them would cost something."""
+    `keys` is None where counting them would cost something; `accounted_bytes` are bytes of memory by owner."""
 
     member_id: NodeId
     has_leader: bool
@@ -81,6 +88,7 @@ class NodeState:
     space: SpaceState = SpaceState()
     log_window: LogWindowState = LogWindowState()
     peers: tuple[PeerState, ...] = ()
+    accounted_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 class NodeSource(Protocol):

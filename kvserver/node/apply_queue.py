@@ -19,7 +19,6 @@ from raft.messages import Message
 from raft.types import Entry
 
 SLICE_S: Final = 0.002
-_CHECK_EVERY: Final = 8
 
 
 class Room(Protocol):
@@ -106,7 +105,7 @@ class ApplyQueue:
                 if not self._store.has_room:
                     self._wait_room()
                     return
-                if applied_now and applied_now % _CHECK_EVERY == 0 and perf_counter() > until_s:
+                if applied_now and perf_counter() > until_s:
                     self._schedule()
                     return
                 self._apply_entry(message.entries[self._position])

@@ -40,7 +40,7 @@ from kvserver.node.releaser import WalReleaser
 from kvserver.node.space_watch import SpaceParts, SpaceWatch
 from kvserver.node.transfers import Installer
 from kvserver.node.worker import Worker
-from kvserver.peer import Identity, SnapshotParts, Transport, TransportOptions
+from kvserver.peer import Identity, OutboxLimits, SnapshotParts, Transport, TransportOptions
 from kvserver.snapshot import SnapshotCopies
 from kvserver.storage import EngineConfig
 from kvserver.types import NodeId
@@ -54,7 +54,7 @@ from wal import WalNoSpaceError
 
 MAX_SIZE_PER_MSG_BYTES: Final = 1 << 20
 MAX_COMMITTED_SIZE_BYTES: Final = 4 << 20
-MAX_UNCOMMITTED_BYTES: Final = 64 << 20
+COMMIT_BYTES: Final = 4 << 20
 MAX_INFLIGHT_MSGS: Final = 256
 MAX_WAITING_READS: Final = 100_000
 MIN_PEER_FRAME_BYTES: Final = 16 << 20
@@ -125,12 +125,19 @@ def window_limits(config: ServerConfig) -> WindowLimits:
     return WindowLimits(max_entries=flags.max_entries, max_bytes=flags.max_bytes, grace_s=flags.peer_grace_s)
 
 
+def max_inflight_bytes(config: ServerConfig) -> int:
+    """What raft may have under way to one peer: a quarter of the window, and half of the queue, which then has room for the rest."""
+    return max(MAX_SIZE_PER_MSG_BYTES, min(config.log_window.max_bytes // 4, config.peer_queue_bytes // 2))
+
+
 def engine_config(config: ServerConfig) -> EngineConfig:
     """When the store commits, and how much may wait."""
     return EngineConfig(
         quota_bytes=config.quota_backend_bytes,
         interval_s=config.backend_batch_interval_ms / 1000,
         commit_count=config.backend_batch_limit,
+        commit_bytes=min(COMMIT_BYTES, config.backend_buffer_bytes // 4),
+        max_buffer_bytes=config.backend_buffer_bytes,
         verify_on_open=config.initial_corrupt_check,
     )
 
@@ -220,7 +227,10 @@ def _make_transport(
         snapshots=SnapshotParts(directory=snap, copies=copies, executor=executor, files=files),
         logger=ground.log,
         random=random,
-        options=TransportOptions(max_frame_size_bytes=max(MIN_PEER_FRAME_BYTES, 4 * ground.config.max_request_bytes)),
+        options=TransportOptions(
+            outbox=OutboxLimits(bulk_size_bytes=ground.config.peer_queue_bytes),
+            max_frame_size_bytes=max(MIN_PEER_FRAME_BYTES, 4 * ground.config.max_request_bytes),
+        ),
     )
 
 
@@ -238,9 +248,9 @@ def _make_core(ground: Ground, random: Random) -> RawNode:
             async_storage_writes=True,
             max_size_per_msg_bytes=MAX_SIZE_PER_MSG_BYTES,
             max_committed_size_per_ready_bytes=MAX_COMMITTED_SIZE_BYTES,
-            max_uncommitted_size_bytes=MAX_UNCOMMITTED_BYTES,
+            max_uncommitted_size_bytes=config.max_uncommitted_bytes,
             max_inflight_msgs=MAX_INFLIGHT_MSGS,
-            max_inflight_bytes=max(MAX_SIZE_PER_MSG_BYTES, config.log_window.max_bytes // 4),
+            max_inflight_bytes=max_inflight_bytes(config),
             check_quorum=True,
             step_down_on_removal=True,
             pre_vote=config.pre_vote,

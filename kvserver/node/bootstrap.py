@@ -6,7 +6,8 @@ Rules
   (docs/adr/0003).
 - A cluster is founded at index 1, term 1, with the founding members as its state there: the log begins at 2, so whoever joins later
   starts from a snapshot, which holds the membership, and never from a log that does not.
-- A founding member asks the others whether it was there before: an empty directory of a member that has taken part is refused.
+- A founding member asks the others whether it was there before: an empty directory of a member that has taken part is refused. So does one
+  that starts from a directory at the founding position, as `snapshot restore` makes it: a second restore is as forgetful as an empty one.
 - A new member creates its WAL atomically; the store follows with its first commit (a joining member's comes first). A WAL without a store
   is applied again from its first entry, if it still has that (a crash right after the founding, or a store that was lost); otherwise the
   start is refused.
@@ -31,7 +32,7 @@ from kvserver.mvcc import FIRST_REVISION
 from kvserver.node import refusals
 from kvserver.node.compaction import WindowLimits
 from kvserver.node.directory import DataDirectory
-from kvserver.node.joining import ask_cluster, has_taken_part
+from kvserver.node.joining import ask_cluster, has_forgotten, has_taken_part
 from kvserver.node.log_window import LogWindow
 from kvserver.node.membership import cluster_id, conf_state_of, initial_members
 from kvserver.node.refusals import REPLACE
@@ -83,11 +84,7 @@ async def _found(config: ServerConfig, directory: DataDirectory, store: Store, l
     own = next(member for member in members.values() if member.name == config.name)
     identity = cluster_id(members)
     if await has_taken_part(config, own.id, identity):
-        raise BootstrapError(
-            f"member {own.id:x} ({own.name}) has already been bootstrapped, and its data directory {directory.root} is empty: what it "
-            "voted and acknowledged is forgotten. Put the directory back, or remove the member "
-            f"(kvctl member remove {own.id:x}), add it anew and start it with --initial-cluster-state=existing"
-        )
+        raise BootstrapError(refusals.forgotten(own.id, own.name, directory.root, "is empty"))
     if store.is_empty:
         _give_founding_state(config, store, identity, members)
     elif store.cluster_id != identity and store.current_revision > FIRST_REVISION:
@@ -171,6 +168,7 @@ async def _restart(config: ServerConfig, directory: DataDirectory, store: Store,
         log.warning("repaired the end of the WAL", what=recovered.repaired)
     try:
         await _complete_store(config, directory, store, metadata, recovered, log)
+        await _check_not_forgotten(config, directory, store, metadata, recovered)
     except BaseException:
         wal.close()
         raise
@@ -192,6 +190,24 @@ async def _restart(config: ServerConfig, directory: DataDirectory, store: Store,
         window=window,
         hard_state=recovered.hard_state,
     )
+
+
+async def _check_not_forgotten(
+    config: ServerConfig, directory: DataDirectory, store: Store, metadata: Metadata, recovered: Recovered
+) -> None:
+    """Refuse a directory in which nothing ever happened, if another member knows this one as one that has taken part: it was made a second
+    time, by another restore of the same snapshot. Whoever voted or appended anything is past that position."""
+    hard_state = recovered.hard_state
+    has_promised = hard_state.term > FOUNDING.term or hard_state.vote or recovered.last_index > FOUNDING.index
+    if store.applied_index != FOUNDING.index or has_promised:
+        return
+    own = NodeId(metadata.member_id)
+    known = (*store.members.values(), *members_of(config).values())
+    own_urls = {str(url) for url in config.initial_advertise_peer_urls}
+    others = sorted({url for member in known if member.id != own for url in member.peer_urls} - own_urls)
+    if await has_forgotten(others, own, ClusterId(metadata.cluster_id)):
+        state = "holds nothing of it (was the snapshot restored a second time?)"
+        raise BootstrapError(refusals.forgotten(own, config.name, directory.root, state))
 
 
 async def _complete_store(

@@ -3,7 +3,8 @@
 Purpose: the rule of docs/memory.md. Entries are kept for members that are behind, by at most the caps, and for nobody else:
 a single node and a cluster whose members are up to date keep only the slack.
 
-Rules: no clock (the caller passes `now_s`, monotonic seconds), no IO, no state; `decide` looks and answers, the driver acts.
+Rules: no clock (the caller passes `now_s`, monotonic seconds), no IO, no state; `decide` looks and answers, the driver acts. `explain`
+says who holds the window and by how much, from the very same weighing: what an operator is shown is what is done.
 
 Invariants (property-tested): the target never passes `safe_index`; an active peer within the caps keeps what it needs; a peer that
 needs less than the floor has no claim; a dead peer never holds more than half a cap, a live one never more than the cap.
@@ -13,10 +14,11 @@ Source: log-memory.md; contrast etcd's fixed `--snapshot-catchup-entries`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from raft.types import Index
 
@@ -101,6 +103,74 @@ class Decision:
     reason: Reason
 
 
+class ClaimKind(Enum):
+    """Why entries are kept for a peer; the last two: why none are."""
+
+    SNAPSHOT = "snapshot"
+    """A snapshot is on its way to it, or has just arrived: what comes after its position."""
+    ACTIVE = "active"
+    """It was heard from within the grace period."""
+    JOINING = "joining"
+    """As `ACTIVE`, and nothing is known to match: the whole window."""
+    DOWN = "down"
+    """A silent voter within its budget of time and of half the caps."""
+    BEYOND = "beyond"
+    """It needs what is gone: a snapshot has to help it."""
+    SILENT = "silent"
+    """It is silent, and no voter, or for too long, or needs more than half a cap."""
+
+
+class Claim(NamedTuple):
+    """What the rule grants one peer: every entry above `need`, None for nothing; by `ends_s` it ends, or turns into another, if nothing is
+    heard of the peer.
+    """
+
+    kind: ClaimKind
+    need: Index | None
+    ends_s: float = math.inf
+
+
+class Share(NamedTuple):
+    """A part of the window."""
+
+    entries: int
+    bytes: int
+
+
+class Hold(NamedTuple):
+    """What a claim holds of the window: entries that are safe to drop, and within the caps, but for this peer."""
+
+    claim: Claim
+    share: Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What `decide` weighs. The caps reach down to `cap_index`; the window may be dropped through `target_index`.
+
+    The window is the sum of three parts: `slack` could go but isn't worth it yet, `held` waits for somebody, `unsafe` is not applied and
+    durable here. `holds` has one for each peer, in the order in which they were given; a follower grants nothing and has none.
+    """
+
+    safe_index: Index
+    cap_index: Index
+    target_index: Index
+    reason: Reason
+    slack: Share
+    held: Share
+    unsafe: Share
+    holds: tuple[Hold, ...]
+
+
+class _Weighed(NamedTuple):
+    """The outcome of weighing; `target` is not above `safe_index`, and may lie below the window."""
+
+    target: Index
+    cap: Index
+    reason: Reason
+    claims: list[Claim]
+
+
 def is_within_slack(window: Window, safe_index: Index, limits: WindowLimits) -> bool:
     """`decide` would find nothing worth dropping, whatever the peers claim. Cheap: asked after every turn."""
     droppable = safe_index - window.first_index() + 1
@@ -112,54 +182,92 @@ def is_within_slack(window: Window, safe_index: Index, limits: WindowLimits) -> 
 
 def decide(window: Window, peers: Iterable[PeerClaim], situation: Situation, limits: WindowLimits) -> Decision | None:
     """Where to compact now, or None when what could go is below the slack."""
-    cap = window.cap_index(limits.max_entries, limits.max_bytes)
-    if situation.role is Role.FOLLOWER:
-        held = situation.leader_floor
-        want, reason = (cap, Reason.CAP) if held is None else (held, Reason.FOLLOWER)
-    else:
-        want, reason, pinned = _leader_want(window, peers, situation, limits)
-        if pinned:
-            cap = window.cap_index(2 * limits.max_entries, 2 * limits.max_bytes)
-    if cap > want:
-        want, reason = cap, Reason.CAP
-    target = min(situation.safe_index, want)
+    target, cap, reason, _ = _weigh(window, peers, situation, limits)
     floor = window.first_index() - 1
     if target <= floor:
         return None
     over_cap = cap > floor
-    droppable_bytes = window.bytes_after(Index(floor)) - window.bytes_after(Index(target))
+    droppable_bytes = window.bytes_after(Index(floor)) - window.bytes_after(target)
     if over_cap or target - floor >= SLACK_ENTRIES or droppable_bytes >= SLACK_BYTES:
-        return Decision(index=Index(target), reason=reason)
+        return Decision(index=target, reason=reason)
     return None
 
 
-def _leader_want(window: Window, peers: Iterable[PeerClaim], situation: Situation, limits: WindowLimits) -> tuple[Index, Reason, bool]:
-    """The highest index that no entitled peer still needs, and whether a snapshot in flight holds a pin."""
+def explain(window: Window, peers: Iterable[PeerClaim], situation: Situation, limits: WindowLimits) -> Explanation:
+    """Who holds the window, why, and by how much: what `decide` weighs, without acting on it and without the slack."""
+    target, cap, reason, claims = _weigh(window, peers, situation, limits)
+    floor, last = Index(window.first_index() - 1), window.last_index()
+    safe = min(last, max(floor, situation.safe_index))
+    dropped = min(safe, max(floor, target))
+    lowest = max(floor, cap)
+    return Explanation(
+        safe_index=situation.safe_index,
+        cap_index=cap,
+        target_index=target,
+        reason=reason,
+        slack=_share(window, floor, dropped),
+        held=_share(window, dropped, safe),
+        unsafe=_share(window, safe, last),
+        holds=tuple(Hold(claim, _share(window, safe if claim.need is None else max(claim.need, lowest), safe)) for claim in claims),
+    )
+
+
+def _share(window: Window, after: Index, through: Index) -> Share:
+    """What stands in `(after, through]`."""
+    if after >= through:
+        return Share(0, 0)
+    return Share(through - after, window.bytes_after(after) - window.bytes_after(through))
+
+
+def _weigh(window: Window, peers: Iterable[PeerClaim], situation: Situation, limits: WindowLimits) -> _Weighed:
+    """Claims against caps: through where the window may be dropped, and why there."""
+    cap = window.cap_index(limits.max_entries, limits.max_bytes)
+    claims: list[Claim] = []
+    if situation.role is Role.FOLLOWER:
+        held = situation.leader_floor
+        want, reason = (cap, Reason.CAP) if held is None else (held, Reason.FOLLOWER)
+    else:
+        want, reason, pinned = _leader_want(window, peers, situation, limits, claims)
+        if pinned:
+            cap = window.cap_index(2 * limits.max_entries, 2 * limits.max_bytes)
+    if cap > want:
+        want, reason = cap, Reason.CAP
+    return _Weighed(min(situation.safe_index, want), cap, reason, claims)
+
+
+def _leader_want(
+    window: Window, peers: Iterable[PeerClaim], situation: Situation, limits: WindowLimits, claims: list[Claim]
+) -> tuple[Index, Reason, bool]:
+    """The highest index that no entitled peer still needs, and whether a snapshot in flight holds a pin; adds each grant to `claims`."""
     want = int(situation.safe_index)
     alone, pinned = True, False
     for peer in peers:
         alone = False
         pinned = pinned or peer.pin is not None
-        need = _claim(window, peer, situation, limits)
-        if need is not None and need < want:
-            want = need
+        claim = _claim(window, peer, situation, limits)
+        claims.append(claim)
+        if claim.need is not None and claim.need < want:
+            want = claim.need
     return Index(want), Reason.SINGLE if alone else Reason.PROGRESS, pinned
 
 
-def _claim(window: Window, peer: PeerClaim, situation: Situation, limits: WindowLimits) -> Index | None:
-    """The index through which this peer needs nothing; None when it has no claim."""
+def _claim(window: Window, peer: PeerClaim, situation: Situation, limits: WindowLimits) -> Claim:
+    """What this peer is granted."""
     if peer.pin is not None:
-        return peer.pin
+        return Claim(ClaimKind.SNAPSHOT, peer.pin)
     floor = window.first_index() - 1
     # A new leader has heard from nobody: for one grace period it treats everyone as present.
-    silent_s = situation.now_s - max(peer.last_contact_s, situation.role_since_s)
+    heard_s = max(peer.last_contact_s, situation.role_since_s)
+    silent_s = situation.now_s - heard_s
     active = silent_s <= limits.grace_s
     if peer.match_index == 0:
-        return Index(floor) if active else None
+        return Claim(ClaimKind.JOINING, Index(floor), heard_s + limits.grace_s) if active else Claim(ClaimKind.SILENT, None)
     need = peer.match_index
     if need < floor:
-        return None  # entries can't help it any more
+        return Claim(ClaimKind.BEYOND, None)  # entries can't help it any more
     if active:
-        return need
+        return Claim(ClaimKind.ACTIVE, need, heard_s + limits.grace_s)
     affordable = window.last_index() - need <= limits.max_entries // 2 and window.bytes_after(need) <= limits.max_bytes // 2
-    return need if peer.is_voter and silent_s <= DOWN_MEMBER_BUDGET_S and affordable else None
+    if peer.is_voter and silent_s <= DOWN_MEMBER_BUDGET_S and affordable:
+        return Claim(ClaimKind.DOWN, need, heard_s + DOWN_MEMBER_BUDGET_S)
+    return Claim(ClaimKind.SILENT, None)

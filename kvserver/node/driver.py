@@ -31,7 +31,7 @@ from kvserver.node.compaction import Decision, WindowLimits
 from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
 from kvserver.node.proposal_batches import WaitingProposal, next_batch
-from kvserver.node.window_keeper import WindowKeeper
+from kvserver.node.window_keeper import WindowKeeper, WindowReport
 from kvserver.types import NodeId
 from raft.confchange import ConfChange
 from raft.errors import InvalidMessageError, ProposalDroppedError, RaftError, StepLocalMessageError, StepPeerNotFoundError
@@ -166,6 +166,11 @@ class Driver:
         """A leader is known."""
         return self._leader != NO_NODE
 
+    def explain_window(self) -> WindowReport:
+        """Why the log window is as long as it is, now."""
+        now_s, since_s, floor = self._loop.time(), self._role_since_s, self._leader_floor
+        return self._keeper.explain(self._raw, safe_index=self._safe_index(), now_s=now_s, role_since_s=since_s, leader_floor=floor)
+
     def match_index(self, peer: NodeId) -> Index | None:
         """What is known to be replicated to `peer` (on the leader); None for one that raft does not track."""
         return next((progress.match_index for tracked, progress, _ in self._raw.progress() if tracked == peer), None)
@@ -212,7 +217,7 @@ class Driver:
             self._fail(failure)
             return
         if message.from_ == self._raw.leader_id:
-            self._leader_floor = floor
+            self._leader_floor = max(floor, self._leader_floor or floor)  # lanes overtake each other; a floor never moves back
         self.wake()
 
     def note_contact(self, peer: NodeId) -> None:
@@ -402,7 +407,7 @@ class Driver:
             return
         decision = self._keeper.decide(
             self._raw,
-            safe_index=min(self._raw.applied_index, self._applied_index, self._durability.durable_index),
+            safe_index=self._safe_index(),
             now_s=self._loop.time(),
             role_since_s=self._role_since_s,
             leader_floor=self._leader_floor,
@@ -411,6 +416,9 @@ class Driver:
             began_s = perf_counter()
             dropped = self._window.compact(decision.index)
             self._hooks.on_compacted(decision, dropped, perf_counter() - began_s)
+
+    def _safe_index(self) -> Index:
+        return min(self._raw.applied_index, self._applied_index, self._durability.durable_index)
 
     def _release_waiters(self) -> None:
         waiting = self._waiters.applied

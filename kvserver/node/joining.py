@@ -109,10 +109,22 @@ async def has_taken_part(config: ServerConfig, member: NodeId, cluster: ClusterI
     if others:
         raise JoinError(
             f"--initial-cluster means a new, empty cluster {cluster:x}, but a member at its addresses is of cluster {others[0]:x}, which "
-            f"was restored from a snapshot or founded with other flags: restore the same snapshot to {config.data_dir} "
-            "(docs/operations/backup-and-restore.md), or correct the flags"
+            f"was restored from a snapshot or founded with other flags: correct the flags; or, "
+            f"only if no member of that cluster has served yet, restore the same snapshot to {config.data_dir}, too "
+            "(docs/operations/backup-and-restore.md); otherwise remove this member "
+            "(kvctl member remove), add it anew and start it with --initial-cluster-state=existing"
         )
     return False
+
+
+async def has_forgotten(urls: Sequence[str], member: NodeId, cluster: ClusterId) -> bool:
+    """Whether a member of `cluster` that answers at one of `urls` knows `member`, whose log is empty, as one that was there before. What
+    members of other clusters say doesn't count; False when nobody answers."""
+    pages, _ = await _ask_all(urls)
+    return any(
+        page.cluster_id == cluster and (member in page.removed or (member in page.members and bool(page.members[member].client_urls)))
+        for page in pages
+    )
 
 
 def _others(config: ServerConfig) -> list[str]:

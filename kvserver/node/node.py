@@ -83,6 +83,7 @@ class Node:
         self.reads = parts.reads
         self.reconfiguration = parts.reconfiguration
         self.releaser = parts.releaser
+        self.apply_queue = parts.apply_queue
         self.backups = parts.backups
         self.alarms = AlarmRaiser(
             member_id=self.member_id,

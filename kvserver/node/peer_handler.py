@@ -121,8 +121,9 @@ class NodePeerHandler:
     # --- snapshots -----------------------------------------------------------------------------------------------------------------------
 
     def on_snapshot_started(self, to: NodeId, metadata: SnapshotMetadata) -> None:
-        """The copy is made: from now on its own position is pinned."""
-        self._book.pin(to, metadata.index)
+        """The copy is made: from now on its own position is pinned; not on a member that leads no more, where nothing would end it."""
+        if self._driver().is_leader:
+            self._book.pin(to, metadata.index)
         self._log.info("sending database snapshot", to=f"{to:x}", index=metadata.index)
 
     def on_snapshot_result(self, outcome: SnapshotOutcome) -> None:

@@ -86,18 +86,26 @@ class PeerBook:
         """The pins in force."""
         return self._pins
 
-    def expire(self, now_s: float, *, over_cap: bool, progress: Iterable[tuple[NodeId, Progress, bool]]) -> None:
-        """End the pins that have run out, are no longer needed, or hold more than twice the cap."""
+    def pin_end_s(self, peer: NodeId) -> float:
+        """When the pin of `peer` ends at the latest: infinity while its snapshot is on its way (KeyError without a pin)."""
+        return self._pin_ends_s[peer]
+
+    def expire(self, now_s: float, *, doubled_cap: Index, progress: Iterable[tuple[NodeId, Progress, bool]]) -> None:
+        """End the pins that have run out, are no longer needed, belong to nobody any more, or lie below `doubled_cap` (the index down to
+        which twice the cap reaches: such a pin alone would hold more than that).
+        """
         if not self._pins:
             return
-        for peer, state, _ in progress:
-            pinned = self._pins.get(peer)
-            if pinned is None:
+        tracked = {peer: state.match_index for peer, state, _ in progress}
+        for peer, pinned in list(self._pins.items()):
+            match_index = tracked.get(peer)
+            if match_index is None:
+                self.unpin(peer)
                 continue
-            caught_up = state.match_index >= pinned and not math.isinf(self._pin_ends_s[peer])
+            caught_up = match_index >= pinned and not math.isinf(self._pin_ends_s[peer])
             if caught_up or now_s >= self._pin_ends_s[peer]:
                 self.unpin(peer)
-            elif over_cap:
+            elif pinned < doubled_cap:
                 self.unpin(peer)
                 self.pins_expired += 1
 

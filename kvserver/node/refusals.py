@@ -51,6 +51,15 @@ def snapshot_missing(marker: Marker, store: Path, applied_index: Index, snap: Pa
     )
 
 
+def forgotten(member_id: int, name: str, root: Path, state: str) -> str:
+    """The cluster knows this member as one that has taken part; `state` says what its directory is instead."""
+    return (
+        f"member {member_id:x} ({name}) has already been bootstrapped, and its data directory {root} {state}: what it "
+        "voted and acknowledged is forgotten. Put the directory back, or remove the member "
+        f"(kvctl member remove {member_id:x}), add it anew and start it with --initial-cluster-state=existing"
+    )
+
+
 def other_cluster(root: Path, store_cluster_id: int, wal_cluster_id: int) -> str:
     """The store and the log belong to different clusters."""
     return (

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from kvserver.config import ServerConfig
 from kvserver.metrics import LogWindowState, NodeState, PeerState, SpaceState
+from kvserver.node.accounting import accounted_bytes
 from kvserver.node.node import Node
 from kvserver.types import ClusterId, Index, Member, NodeId, Revision, Term
 from raft.progress import Progress
@@ -78,6 +79,7 @@ class NodeStatus:
             space=SpaceState(store_full=space.store_full, spare_missing=space.spare_missing, append_held=space.append_held),
             log_window=self._window_state(),
             peers=tuple(self._peer_states()),
+            accounted_bytes=accounted_bytes(node),
         )
 
     def _window_state(self) -> LogWindowState:
@@ -89,6 +91,7 @@ class NodeStatus:
             memory_first_index=node.window.first_index(),
             memory_last_index=node.window.last_index(),
             wal_first_index=node.releaser.wal_first_index,
+            wal_entries=max(0, node.window.last_index() - node.releaser.wal_first_index + 1),
             wal_bytes=node.releaser.wal_bytes,
             max_entries=limits.max_entries,
             max_bytes=limits.max_bytes,
@@ -100,10 +103,12 @@ class NodeStatus:
         progress: dict[NodeId, Progress] = {}
         if node.driver.is_leader:
             progress = {peer: state for peer, state, _ in node.driver.raw.progress()}
+        holds = node.driver.explain_window().holds
         states = []
         for peer in node.transport.peers:
             link = node.transport.stats(peer)
             tracked = progress.get(peer)
+            hold = holds.get(peer)
             age_s = node.now_s() - node.book.last_contact_s(peer)
             states.append(
                 PeerState(
@@ -111,11 +116,14 @@ class NodeStatus:
                     state="" if tracked is None else tracked.state.name.lower(),
                     lag_entries=0 if tracked is None else max(0, node.driver.raw.last_index - tracked.match_index),
                     lag_bytes=0 if tracked is None else node.window.bytes_after(tracked.match_index),
+                    held_entries=0 if hold is None else hold.share.entries,
+                    held_bytes=0 if hold is None else hold.share.bytes,
                     contact_age_s=None if math.isinf(age_s) else age_s,
                     round_trips=link.round_trips,
                     sent_bytes=link.sent_bytes,
                     received_bytes=link.received_bytes,
                     sent_failures=link.dropped_messages,
+                    queued_bytes=link.queued_bytes,
                 )
             )
         return states

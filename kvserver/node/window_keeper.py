@@ -3,16 +3,26 @@
 Purpose: one place joins raft's progress, the contact clocks and pins, and the window's limits into `decide`. The driver asks after its
 turns, and so does the simulator's member: what is proven there is what runs.
 
-Rules: it decides and expires pins; the caller compacts. One owner.
+Rules: it decides and expires pins; the caller compacts. `explain` tells the same without changing anything. One owner.
 """
 
 from __future__ import annotations
 
-from kvserver.node.compaction import Decision, Role, Situation, WindowLimits, decide, is_within_slack
+from dataclasses import dataclass
+
+from kvserver.node.compaction import Decision, Explanation, Hold, Role, Situation, WindowLimits, decide, explain, is_within_slack
 from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
 from raft.raw_node import RawNode
-from raft.types import Index
+from raft.types import Index, NodeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowReport:
+    """Why the window is as long as it is; `holds` are the peers' on a leader, nothing elsewhere."""
+
+    explanation: Explanation
+    holds: dict[NodeId, Hold]
 
 
 class WindowKeeper:
@@ -36,14 +46,25 @@ class WindowKeeper:
             return None
         is_leader = raw.is_leader
         if is_leader:
-            over_cap = window.size_bytes > 2 * limits.max_bytes or window.entry_count > 2 * limits.max_entries
-            peers.expire(now_s, over_cap=over_cap, progress=raw.progress())
-        situation = Situation(
-            role=Role.LEADER if is_leader else Role.FOLLOWER,
-            safe_index=safe_index,
-            now_s=now_s,
-            role_since_s=role_since_s,
-            leader_floor=leader_floor,
-        )
+            peers.expire(now_s, doubled_cap=window.cap_index(2 * limits.max_entries, 2 * limits.max_bytes), progress=raw.progress())
+        situation = _situation(is_leader, safe_index, now_s, role_since_s, leader_floor)
         claims = peers.claims(raw.progress(), raw.id) if is_leader else ()
         return decide(window, claims, situation, limits)
+
+    def explain(self, raw: RawNode, *, safe_index: Index, now_s: float, role_since_s: float, leader_floor: Index | None) -> WindowReport:
+        """What `decide`, asked the same, would weigh; pins that are due stay until it is asked."""
+        claims = self._peers.claims(raw.progress(), raw.id) if raw.is_leader else ()
+        situation = _situation(raw.is_leader, safe_index, now_s, role_since_s, leader_floor)
+        explanation = explain(self._window, claims, situation, self._limits)
+        ids = [peer for peer, _, _ in raw.progress() if peer != raw.id] if raw.is_leader else []
+        return WindowReport(explanation=explanation, holds=dict(zip(ids, explanation.holds, strict=True)))
+
+
+def _situation(is_leader: bool, safe_index: Index, now_s: float, role_since_s: float, leader_floor: Index | None) -> Situation:
+    return Situation(
+        role=Role.LEADER if is_leader else Role.FOLLOWER,
+        safe_index=safe_index,
+        now_s=now_s,
+        role_since_s=role_since_s,
+        leader_floor=leader_floor,
+    )

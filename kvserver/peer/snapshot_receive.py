@@ -62,6 +62,11 @@ class SnapshotReceiver:
         self._logger = logger
         self._active: dict[NodeId, asyncio.Task[None]] = {}
 
+    @property
+    def buffer_bytes(self) -> int:
+        """One chunk for each transfer under way."""
+        return len(self._active) * self._options.chunk_size_bytes
+
     def accept(self, connection: FrameConnection, remote: RemoteIdentity) -> None:
         """Take over a connection whose hello asked for the snapshot stream."""
         connection.decoder.max_frame_size_bytes = plan.MAX_CHUNK_SIZE_BYTES + snapshot_frames.MAX_HEADER_SIZE_BYTES

@@ -105,6 +105,11 @@ class SnapshotSender:
             if each.copy is not None
         ]
 
+    @property
+    def buffer_bytes(self) -> int:
+        """One chunk for each transfer that streams."""
+        return len(self.progress) * self._options.chunk_size_bytes
+
     def start(self, message: Message) -> bool:
         """Begin the transfer that this snapshot message asks for; False, and nothing more, if one to that peer is under way."""
         assert message.snapshot is not None

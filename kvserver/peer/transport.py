@@ -282,6 +282,11 @@ class Transport:
         """The outgoing transfers under way."""
         return self._sender.progress
 
+    @property
+    def snapshot_buffer_bytes(self) -> int:
+        """What the transfers under way, both directions, may hold in memory: two chunks each, whatever the size of the snapshot."""
+        return 2 * (self._sender.buffer_bytes + self._receiver.buffer_bytes)
+
     def stats(self, peer_id: NodeId) -> PeerStats:
         """How it stands with a peer. KeyError for an unknown one."""
         peer = self._peers[peer_id]

@@ -1,9 +1,10 @@
-"""The HTTP endpoints: /health, /livez, /readyz, /version, /metrics.
+"""The HTTP endpoints: /health, /livez, /readyz, /version, /metrics, /debug/raft.
 
 Rules: GET (and HEAD, where starlette adds it) only; any other method is 405 with `Allow`, any other path 404. An unhealthy member answers
 503 with the reason in the body, because that is what probes look at. No endpoint changes anything.
 
-Source: etcd's HTTP endpoints for paths, queries and bodies. Deviation: /health is served as application/json, which it is.
+Source: etcd's HTTP endpoints for paths, queries and bodies; /debug/raft is our own. Deviation: /health is served as application/json, which
+it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from kvserver.api import HealthReport, Probes
+from kvserver.api import DebugSource, HealthReport, Probes, encode_page
 from kvserver.config import ETCD_API_VERSION
 from kvserver.metrics import CONTENT_TYPE_LATEST, Metrics
 
@@ -24,15 +25,16 @@ __all__ = ["build_http_app"]
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def build_http_app(probes: Probes, metrics: Metrics) -> Starlette:
-    """The ASGI application over a server's checks and metrics."""
-    endpoints = _Endpoints(probes, metrics)
+def build_http_app(probes: Probes, metrics: Metrics, debug: DebugSource) -> Starlette:
+    """The ASGI application over a server's checks, metrics and pages."""
+    endpoints = _Endpoints(probes, metrics, debug)
     routes: list[tuple[str, _Endpoint]] = [
         ("/health", endpoints.health),
         ("/livez", endpoints.livez),
         ("/readyz", endpoints.readyz),
         ("/version", endpoints.version),
         ("/metrics", endpoints.metrics),
+        ("/debug/raft", endpoints.debug_raft),
     ]
     app = Starlette(routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes])
     app.router.redirect_slashes = False
@@ -40,9 +42,10 @@ def build_http_app(probes: Probes, metrics: Metrics) -> Starlette:
 
 
 class _Endpoints:
-    def __init__(self, probes: Probes, metrics: Metrics) -> None:
+    def __init__(self, probes: Probes, metrics: Metrics, debug: DebugSource) -> None:
         self._probes = probes
         self._metrics = metrics
+        self._debug = debug
 
     async def health(self, request: Request) -> Response:
         query = request.query_params
@@ -65,6 +68,9 @@ class _Endpoints:
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def debug_raft(self, request: Request) -> Response:
+        return Response(encode_page(self._debug.raft_page()), media_type="application/json")
 
     def _checks(self, request: Request, report: HealthReport) -> Response:
         self._count(report)

@@ -3,7 +3,8 @@
 Purpose: one table, read from the descriptors of `kvserver.pb`, that any wire binding can be built from.
 
 Rules: messages live in a proto package of our own, paths are etcd's (`/etcdserverpb.KV/Put`), so the table knows which service stands under
-which name on the wire. A method that the descriptors have is in the table whether it is served or not.
+which name on the wire; what etcd doesn't have stands under `kvserver.`. A method that the descriptors have is in the table whether it is
+served or not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from kvserver.api import MethodName
-from kvserver.pb import election_pb2, health_pb2, lock_pb2, rpc_pb2
+from kvserver.pb import debug_pb2, election_pb2, health_pb2, lock_pb2, rpc_pb2
 
 __all__ = ["MethodKind", "MethodSpec", "method_table"]
 
@@ -59,6 +60,7 @@ _WIRE_NAMES: Final[tuple[tuple[FileDescriptor, str, str], ...]] = (
     (lock_pb2.DESCRIPTOR, "Lock", "v3lockpb.Lock"),
     (election_pb2.DESCRIPTOR, "Election", "v3electionpb.Election"),
     (health_pb2.DESCRIPTOR, "Health", "grpc.health.v1.Health"),
+    (debug_pb2.DESCRIPTOR, "Debug", "kvserver.Debug"),
 )
 
 

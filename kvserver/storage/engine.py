@@ -34,6 +34,7 @@ from kvserver.storage.errors import StorageNoSpaceError, StoreFailedError, Store
 from kvserver.storage.layer import ENTRY_OVERHEAD_BYTES, Layer
 from kvserver.storage.reader import LayeredReader
 from kvserver.storage.view import MAX_AGE_S, ReadView
+from kvserver.storage.waiting import wait, wake
 from wal import Files, OsFiles
 
 OS_FILES: Final = OsFiles()
@@ -54,7 +55,7 @@ class Engine:
         self._active = Layer(len(tables))
         self._pending: Layer | None = None
         self._writing: ThreadFuture[float] | None = None
-        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged)
+        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged, renews=True)
         self._timer: asyncio.TimerHandle | None = None
         self._wanted = False
         self._gate: int | None = None
@@ -64,6 +65,7 @@ class Engine:
         self._no_space = False
         self._failure: FatalError | None = None
         self._closed = False
+        self._swapping = False
         self._room_waiters: list[asyncio.Future[None]] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -82,7 +84,9 @@ class Engine:
         hooks: EngineHooks | None = None,
         system: Files = OS_FILES,
     ) -> Engine:
-        """Open or create the store in the file `path`; must be called on the running loop. Blocks for the time of a few page reads.
+        """Open or create the store in the file `path`; must be called on the running loop.
+
+        Blocks for as long as reading the file takes: its pages are checked first.
 
         Args:
             system: through what the file is replaced; LMDB reads and writes it by itself (docs/adr/0006).
@@ -167,7 +171,7 @@ class Engine:
             if self._failure is not None:
                 raise self._failure
             self.request_commit()
-            await self._wait(self._room_waiters)
+            await wait(self._room_waiters)
 
     async def commit(self) -> None:
         """Commit everything written so far and return when it is on disk; call it between entries only.
@@ -180,7 +184,7 @@ class Engine:
         while self._committed_batches < wanted:
             if self._failure is not None:
                 raise self._failure
-            await self._wait(self._idle_waiters)
+            await wait(self._idle_waiters)
 
     async def wait_durable(self, mark: int) -> None:
         """Return when a batch whose mark is at least `mark` is committed; does not itself ask for a commit.
@@ -245,24 +249,30 @@ class Engine:
             FatalError: the store has failed, or can't be opened after the swap.
         """
         self._stop_timer()
-        await self._wait_idle(drop_unwritten=True)
-        async with self._no_copy():
-            await self._prepare_replace()
-            await self._wait_views()
-            self._reader.close()
-            self._env.close()
-            files.replace(self.path, source, self._system)
-            self._env, self._dbs = files.open_env(self.path, quota_bytes=self._config.quota_bytes, tables=self._table_names)
+        self._swapping = True  # no commit begins from here on: it would write into a file that is about to be closed
+        try:
+            await self._wait_idle(drop_unwritten=True)
+            async with self._no_copy():
+                await self._prepare_replace()
+                await self._wait_views()
+                self._reader.close()
+                self._env.close()
+                files.replace(self.path, source, self._system)
+                quota_bytes = self._config.quota_bytes
+                self._env, self._dbs = files.open_env(self.path, quota_bytes=quota_bytes, tables=self._table_names, checked=True)
+        finally:
+            self._swapping = False
         self._pending = None
+        self._sealed += 1  # who waits for a commit of what is dropped now waits no more
         self._in_use_bytes = None
         self._active = Layer(len(self._table_names))
-        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged)
+        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged, renews=True)
         self._wanted = False
         self._committed_batches = self._sealed
         self._has_space_again()
         self._advance_durable(mark)
-        self._wake(self._idle_waiters)
-        self._wake(self._room_waiters)
+        wake(self._idle_waiters)
+        wake(self._room_waiters)
 
     async def _prepare_replace(self) -> None:
         """Reserve what the swap needs; without space, wait for it."""
@@ -306,6 +316,8 @@ class Engine:
             self._timer = None
 
     def _seal(self) -> None:
+        if self._swapping:
+            return
         self._wanted = False
         if self._failure is not None:
             return
@@ -323,7 +335,9 @@ class Engine:
         return self._gate is None or layer.mark <= self._gate
 
     def _write_pending(self) -> None:
-        if self._pending is None or self._writing is not None or not self._may_write(self._pending) or self._failure is not None:
+        if self._pending is None or self._writing is not None or not self._may_write(self._pending):
+            return
+        if self._swapping or self._failure is not None:
             return
         self._writing = self._executor.submit(batch.commit, self._env, self._dbs, self._pending, self.path)
         self._writing.add_done_callback(self._written_in_thread)
@@ -340,7 +354,7 @@ class Engine:
             self._out_of_space(error)
         else:
             self._fail(StoreFailedError(self.path, error))
-        self._wake(self._idle_waiters)
+        wake(self._idle_waiters)
 
     def _committed(self, seconds: float) -> None:
         if self._pending is None:
@@ -350,11 +364,11 @@ class Engine:
         self._in_use_bytes = None
         self._committed_batches += 1
         self._reader.close()
-        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged)
+        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged, renews=True)
         self._has_space_again()
         self.hooks.on_commit_seconds(seconds)
         self._set_durable(mark)
-        self._wake(self._room_waiters)
+        wake(self._room_waiters)
         if self._wanted:
             self._seal()
 
@@ -366,7 +380,7 @@ class Engine:
         self._durable_mark = mark
         waiting = self._durable_waiters
         self._durable_waiters = [(wanted, waiter) for wanted, waiter in waiting if wanted > mark]
-        self._wake([waiter for wanted, waiter in waiting if wanted <= mark])
+        wake([waiter for wanted, waiter in waiting if wanted <= mark])
 
     def _out_of_space(self, error: StorageNoSpaceError) -> None:
         if not self._no_space:
@@ -382,34 +396,20 @@ class Engine:
 
     def _fail(self, failure: FatalError) -> None:
         self._failure = failure
-        self._wake(self._room_waiters)
-        self._wake(self._idle_waiters)
-        self._wake([waiter for _, waiter in self._durable_waiters])
+        wake(self._room_waiters)
+        wake(self._idle_waiters)
+        wake([waiter for _, waiter in self._durable_waiters])
         self._durable_waiters.clear()
         self.hooks.on_fatal(failure)
 
     # --- waiting -------------------------------------------------------------------------------------------------------------------------
-
-    async def _wait(self, waiters: list[asyncio.Future[None]]) -> None:
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            with contextlib.suppress(ValueError):
-                waiters.remove(waiter)
-
-    def _wake(self, waiters: list[asyncio.Future[None]]) -> None:
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     async def _wait_idle(self, *, drop_unwritten: bool) -> None:
         """Wait until the commit thread has nothing to do and (unless dropped, gated, or out of space) nothing is pending."""
         while self._writing is not None:
             if drop_unwritten:
                 self._wanted = False
-            await self._wait(self._idle_waiters)
+            await wait(self._idle_waiters)
 
     @contextlib.asynccontextmanager
     async def _no_copy(self) -> AsyncIterator[None]:
@@ -424,7 +424,7 @@ class Engine:
         for view in list(self._views):
             view.expired = True
         while self._views:
-            await self._wait(self._view_waiters)
+            await wait(self._view_waiters)
 
     def _damaged(self, table: int, key: bytes, reason: str) -> None:
         """Called by whichever thread read the row."""
@@ -442,4 +442,4 @@ class Engine:
         if timer is not None:
             timer.cancel()
         if not self._views:
-            self._wake(self._view_waiters)
+            wake(self._view_waiters)

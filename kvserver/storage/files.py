@@ -51,15 +51,19 @@ RESTORE: Final = (
 _MAP_UNIT_BYTES: Final = 1 << 16
 
 
-def open_env(path: Path, *, quota_bytes: int, tables: Sequence[bytes], every_row: bool = False) -> tuple[lmdb.Environment, list[Any]]:
+def open_env(
+    path: Path, *, quota_bytes: int, tables: Sequence[bytes], every_row: bool = False, checked: bool = False
+) -> tuple[lmdb.Environment, list[Any]]:
     """Open (or create) the store's file and its tables, and clear the reader slots that dead processes left.
+
+    Blocks for as long as reading the file takes, unless it was `checked` by the caller just before.
 
     Raises:
         StoreUnreadableError: not an LMDB file, truncated, damaged (see `check_structure`), or not accessible.
     """
     existed = path.exists()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if existed and path.stat().st_size:
+    if existed and not checked and path.stat().st_size:
         check_structure(path, tables, every_row=every_row)
     try:
         _reserve_lock(lock_path(path))

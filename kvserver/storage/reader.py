@@ -66,23 +66,35 @@ class Reader(Protocol):
 
 
 class LayeredReader:
-    """A Reader over buffer layers (newest first) and one read transaction of the file, which it owns."""
+    """A Reader over buffer layers (newest first) and one read transaction of the file, which it owns.
 
-    __slots__ = ("_dbs", "_env", "_layers", "_on_damage", "_probes", "_txn")
+    `renews`: after a page that can't be read it goes on in a new transaction, as LMDB refuses everything in the old one. For the reader of
+    the newest state only: another one would see a later state than its layers belong to.
+    """
+
+    __slots__ = ("_dbs", "_env", "_layers", "_on_damage", "_probes", "_renews", "_txn")
 
     def __init__(
-        self, env: lmdb.Environment, dbs: Sequence[Any], layers: tuple[Layer, ...], on_damage: OnDamage = ignore_damage, txn: Any = None
+        self,
+        env: lmdb.Environment,
+        dbs: Sequence[Any],
+        layers: tuple[Layer, ...],
+        on_damage: OnDamage = ignore_damage,
+        txn: Any = None,
+        *,
+        renews: bool = False,
     ) -> None:
         self._env = env
         self._dbs = dbs
         self._layers = layers
         self._on_damage = on_damage
+        self._renews = renews
         self._txn = env.begin() if txn is None else txn
         self._probes: list[Any] = [None] * len(dbs)
 
     def with_layers(self, layers: tuple[Layer, ...]) -> LayeredReader:
         """The same state of the file under other layers; the transaction is shared and this reader must not be used again."""
-        return LayeredReader(self._env, self._dbs, layers, self._on_damage, self._txn)
+        return LayeredReader(self._env, self._dbs, layers, self._on_damage, self._txn, renews=self._renews)
 
     def close(self) -> None:
         """End the transaction; the reader is of no use afterwards."""
@@ -144,7 +156,7 @@ class LayeredReader:
                 self._confirm_absent(table, key)
                 return None
         except _DAMAGE as error:
-            self._reject(table, key, f"can't be read: {error}")
+            self._give_up(table, key, f"can't be read: {error}")
         if _extend(_extend(SEEDS[table][len(key)], key), stored) != RESIDUE:
             self._reject(table, key, "fails its checksum")
         return stored
@@ -200,7 +212,7 @@ class LayeredReader:
                 last = floor = key
                 yield key, stored
         except _DAMAGE as error:
-            self._reject(table, lo, f"or one behind it can't be read: {error}")
+            self._give_up(table, lo, f"or one behind it can't be read: {error}")
 
     def _walk(self, table: int, lo: bytes, hi: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         for key, stored in self._rows(table, lo, hi):
@@ -233,7 +245,7 @@ class LayeredReader:
                 last = key
                 yield key, stored[:-SEAL_BYTES]
         except _DAMAGE as error:
-            self._reject(table, lo, f"or one behind it can't be read: {error}")
+            self._give_up(table, lo, f"or one behind it can't be read: {error}")
 
     def _count(self, table: int, lo: bytes, hi: bytes | None) -> int:
         """Rows in [lo, hi): both ends are checked, and of the whole table that it is as long as its tree says."""
@@ -254,8 +266,16 @@ class LayeredReader:
                     break
                 total += 1
         except _DAMAGE as error:
-            self._reject(table, lo, f"or one behind it can't be read: {error}")
+            self._give_up(table, lo, f"or one behind it can't be read: {error}")
         return total
+
+    def _give_up(self, table: int, key: bytes, reason: str) -> NoReturn:
+        """A page can't be read."""
+        if self._renews:
+            self._txn.abort()
+            self._txn = self._env.begin()
+            self._probes = [None] * len(self._dbs)
+        self._reject(table, key, reason)
 
     def _reject(self, table: int, key: bytes, reason: str) -> NoReturn:
         self._on_damage(table, key, reason)

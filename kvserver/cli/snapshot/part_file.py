@@ -5,14 +5,16 @@ Rules
   process is taken over by the next save.
 - One save at a time writes a part: it is locked.
 - After the rename the directory is synced, so that the name survives a power cut.
+- Only a regular file is replaced. Behind a symbolic link that is the file it leads to; the link stays.
 
-Errors: OSError for what the file system says, PartInUseError.
+Errors: OSError for what the file system says, PartInUseError, UnusableTargetError.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 from types import TracebackType
 
@@ -25,17 +27,20 @@ class PartInUseError(KvError):
     """Another process is saving to the same file."""
 
 
+class UnusableTargetError(KvError):
+    """What has the name is no file that a snapshot may replace."""
+
+
 class PartFile:
     """A context manager: leaving it without `finish` removes the part. Owned by one task."""
 
     def __init__(self, target: Path) -> None:
-        self.target = target
-        self.path = target.parent / (target.name + SUFFIX)
+        self.target = _behind_links(target)
+        self.path = self.target.parent / (self.target.name + SUFFIX)
         self._descriptor = -1
 
     def __enter__(self) -> PartFile:
-        if self.target.is_dir():
-            raise IsADirectoryError(21, "is a directory", str(self.target))
+        _check_target(self.target)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,6 +80,28 @@ class PartFile:
         self.path.unlink(missing_ok=True)
         os.close(self._descriptor)  # last: until then nobody else takes the part
         self._descriptor = -1
+
+
+def _behind_links(target: Path) -> Path:
+    """The file that a symbolic link leads to; the rename would replace the link itself. Raises UnusableTargetError."""
+    if not target.is_symlink():
+        return target
+    try:
+        return target.resolve()
+    except RuntimeError:  # what 3.11 raises for links that lead to each other
+        raise UnusableTargetError(f"{target} is a symbolic link that leads nowhere") from None
+
+
+def _check_target(target: Path) -> None:
+    """A rename would take the place of a device or a pipe, whatever others use it for. Raises UnusableTargetError, OSError."""
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(21, "is a directory", str(target))
+    if not stat.S_ISREG(mode):
+        raise UnusableTargetError(f"{target} is not a regular file: a snapshot would take its place; give the name of a file")
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

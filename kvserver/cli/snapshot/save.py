@@ -12,7 +12,6 @@ every record.
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import aclosing
 from pathlib import Path
@@ -22,11 +21,10 @@ import click
 
 from kvserver.cli.command import make_command
 from kvserver.cli.errors import CliError, ExitCode
-from kvserver.cli.flags import GLOBALS_KEY
 from kvserver.cli.golang import humanize_bytes
 from kvserver.cli.progress import Progress
-from kvserver.cli.run import execute, settings_of, write
-from kvserver.cli.snapshot.part_file import PartFile, PartInUseError
+from kvserver.cli.run import execute, is_timeout_given, settings_of, write
+from kvserver.cli.snapshot.part_file import PartFile, PartInUseError, UnusableTargetError
 from kvserver.client import Client
 from kvserver.client.saved import DamagedSnapshotError, SnapshotChecksum
 
@@ -37,19 +35,22 @@ Exactly one endpoint must be given. The file is written as FILE.part and gets it
 
 
 def _save(arguments: tuple[str, ...]) -> None:
-    settings = settings_of(click.get_current_context())
+    ctx = click.get_current_context()
+    settings = settings_of(ctx)
     if len(arguments) != 1:
         raise CliError("snapshot save expects one argument", ExitCode.BAD_ARGUMENTS)
+    if not arguments[0]:
+        raise CliError("snapshot save: no file name", ExitCode.BAD_ARGUMENTS)
     if len(settings.endpoints) != 1:
         text = f"snapshot must be requested to one selected node, not multiple [{' '.join(settings.endpoints)}]"
         raise CliError(text, ExitCode.TRANSFER_FAILED)
     (endpoint,) = settings.endpoints
-    timeout_s = settings.command_timeout_s if _is_timeout_given() else None
+    timeout_s = settings.command_timeout_s if is_timeout_given(ctx) else None
     target = Path(arguments[0])
     progress = Progress()
     try:
         execute(settings, lambda client: save_to(client, endpoint, target, progress, timeout_s))
-    except (DamagedSnapshotError, PartInUseError) as error:
+    except (DamagedSnapshotError, PartInUseError, UnusableTargetError) as error:
         raise CliError(str(error), ExitCode.TRANSFER_FAILED) from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -65,7 +66,7 @@ def _save(arguments: tuple[str, ...]) -> None:
 async def save_to(client: Client, endpoint: str, target: Path, progress: Progress, timeout_s: float | None) -> None:
     """Fetch the snapshot of the server at `endpoint` into the file `target`, or leave `target` as it was.
 
-    Raises ClientError, OSError, PartInUseError, DamagedSnapshotError.
+    Raises ClientError, OSError, PartInUseError, UnusableTargetError, DamagedSnapshotError.
     """
     started_s = time.monotonic()
     checksum = SnapshotChecksum()
@@ -89,12 +90,6 @@ async def save_to(client: Client, endpoint: str, target: Path, progress: Progres
         progress.event("fetched snapshot", endpoint=endpoint, size=humanize_bytes(checksum.size_bytes), took=f"{took_s:.3f}s")
         part.finish()
     progress.event("saved", path=str(target))
-
-
-def _is_timeout_given() -> bool:
-    """Whether the time limit is the user's wish, not the default of short commands."""
-    typed = click.get_current_context().meta.get(GLOBALS_KEY, {})
-    return "command_timeout" in typed or any(f"{prefix}_COMMAND_TIMEOUT" in os.environ for prefix in ("KVCTL", "ETCDCTL"))
 
 
 save = make_command("save", arguments="<filename>", summary="Stores a server's snapshot to a given file", help_text=SAVE_HELP, run=_save)

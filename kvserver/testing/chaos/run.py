@@ -35,7 +35,7 @@ from kvserver.testing.chaos.workload import Workload
 from kvserver.testing.processes import ProcessCluster
 from kvserver.version import __version__
 
-SERVER_FLAGS: Final = ("--log-window-entries=300", "--wal-segment-bytes=1MiB", "--log-level=info")
+SERVER_FLAGS: Final = ("--log-window-entries=1000", "--wal-segment-bytes=1MiB", "--log-level=info")
 """Small limits, so that members that were away meet entries, snapshots and segment changes alike."""
 
 

@@ -218,7 +218,7 @@ class Member:
         except RaftError as error:
             raise ViolationError("no error reaches the top", f"{self.id}: {error!r} from {message.type.name}") from error
         if message.from_ == self.raw.leader_id:
-            self._leader_floor = floor
+            self._leader_floor = max(floor, self._leader_floor or floor)
         self._checks.stepped(self)
         self.wake()
 

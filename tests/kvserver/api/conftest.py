@@ -91,6 +91,10 @@ class FakeCluster:
         self.asked.append(("hash_kv", revision))
         return rpc_pb2.HashKVResponse(header=rpc_pb2.ResponseHeader(revision=self.revision), hash=77, compact_revision=2, hash_revision=9)
 
+    def raft_page(self) -> dict[str, object]:
+        self.asked.append(("raft_page",))
+        return {"member": {"id": f"{self.member_id:x}"}, "term": self.term}
+
     async def add(self, peer_urls: Sequence[str], *, is_learner: bool, deadline_s: float) -> Member:
         self.asked.append(("add", tuple(peer_urls), is_learner))
         return Member(id=NodeId(99), peer_urls=tuple(peer_urls), is_learner=is_learner)
@@ -165,6 +169,7 @@ def services() -> Services:
         reconfiguration=cluster,
         snapshots=cluster,
         quota=QuotaGate(quota_bytes=QUOTA_BYTES, space=cluster, alarms=cluster, clock=clock),
+        debug=cluster,
         clock=clock,
         max_request_bytes=MAX_REQUEST_BYTES,
         max_txn_ops=MAX_TXN_OPS,

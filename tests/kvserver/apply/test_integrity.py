@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,7 +36,7 @@ def history(machine: Any) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(st.sampled_from(["put", "delete", "compact", "slice"]), st.integers(0, 5)), max_size=40))
 async def test_no_history_has_anything_to_tell(open_machine: Any, steps: list[tuple[str, int]]) -> None:
-    machine = await open_machine(f"db{id(steps)}-{len(steps)}")
+    machine = await open_machine(f"db-{uuid4()}")
     for step, number in steps:
         key = b"%d" % number * (1 if number < 4 else 600)
         if step == "put":

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +95,45 @@ def test_interrupt_ends_quietly_with_130() -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         assert (process.stdout.read(), process.stderr.read()) == (b"", b"")
+
+
+def test_sigterm_ends_quietly_with_143() -> None:
+    with subprocess.Popen(
+        [*KVCTL, "put", "k"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdin is not None
+        wait_until_it_reads(process.pid)
+        process.terminate()
+        assert process.wait(20) == 143
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_sigterm_removes_the_part_of_a_snapshot(unused_endpoint: str, tmp_path: Path, ignored: bool) -> None:
+    """Also in the background of a shell, where SIGINT is ignored."""
+    host, _, port = unused_endpoint.partition(":")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None
+    try:
+        with (
+            socket.create_server((host, int(port))),
+            subprocess.Popen(
+                [*KVCTL, f"--endpoints={unused_endpoint}", "--dial-timeout=60s", "snapshot", "save", str(tmp_path / "f")],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment(),
+            ) as process,
+        ):
+            deadline = time.monotonic() + 20
+            while not (tmp_path / "f.part").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert (tmp_path / "f.part").exists()
+            process.terminate()
+            assert process.wait(20) == 143
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+    assert os.listdir(tmp_path) == []
 
 
 def wait_until_it_reads(pid: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kvserver.cli.progress import Progress, render
-from kvserver.cli.snapshot.part_file import PartFile, PartInUseError
+from kvserver.cli.snapshot.part_file import PartFile, PartInUseError, UnusableTargetError
 from kvserver.cli.snapshot.save import save_to
 from kvserver.client import ServerError
 from kvserver.client.errors import UNAVAILABLE
@@ -117,6 +117,36 @@ def test_two_saves_to_one_file_do_not_mix(tmp_path: Path) -> None:
             pytest.fail("both write")
         first.finish()
     assert (tmp_path / "f").read_bytes() == b"first"
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "f")
+    with pytest.raises(UnusableTargetError, match="is not a regular file"), PartFile(tmp_path / "f"):
+        pytest.fail("taken")
+    assert (tmp_path / "f").is_fifo()
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_behind_a_link_the_file_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    with PartFile(tmp_path / "link") as part:
+        part.write(b"new")
+        part.finish()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+
+
+def test_links_that_lead_to_each_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(UnusableTargetError, match="leads nowhere"):
+        PartFile(tmp_path / "a")
+
+
+def test_an_empty_name_is_no_file(kvctl) -> None:
+    answer = kvctl("snapshot", "save", "")
+    assert (answer.code, answer.stderr) == (128, b"Error: snapshot save: no file name\n")
 
 
 def test_the_command_line_is_checked_before_anything_is_dialled(kvctl, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +42,14 @@ DASHBOARDS = [
     "kvserver_snapshots_sent_total",
     "kvserver_snapshots_received_total",
     "kvserver_process_anonymous_memory_bytes",
+    "kvserver_process_file_memory_bytes",
+    "kvserver_accounted_memory_bytes",
+    "kvserver_wal_entries",
+    "kvserver_peer_lag_entries",
+    "kvserver_peer_lag_bytes",
+    "kvserver_peer_held_entries",
+    "kvserver_peer_held_bytes",
+    "kvserver_peer_queued_bytes",
 ]
 
 
@@ -65,8 +75,18 @@ STATE = NodeState(
     db_bytes=500,
     log_window=LogWindowState(entries=4, bytes=400, memory_first_index=Index(9)),
     peers=(
-        PeerState(id=NodeId(0xD), state="StateReplicate", lag_entries=2, sent_bytes=7, round_trips=LatencyHistogram(ROUND_TRIP_BUCKETS_S)),
+        PeerState(
+            id=NodeId(0xD),
+            state="StateReplicate",
+            lag_entries=2,
+            held_entries=1,
+            held_bytes=300,
+            sent_bytes=7,
+            queued_bytes=9,
+            round_trips=LatencyHistogram(ROUND_TRIP_BUCKETS_S),
+        ),
     ),
+    accounted_bytes={"log_window": 400, "proposals": 5},
 )
 
 
@@ -105,6 +125,22 @@ def test_the_nodes_state_is_shown_as_it_is(metrics: Metrics) -> None:
     assert shown["kvserver_peer_state", (("To", "d"), ("state", "StateReplicate"))] == 1
     assert shown["etcd_server_id", (("server_id", "abc"),)] == 1
     assert shown["kvserver_snapshots_sent_total", (("cause", "behind"),)] == 1
+
+
+def test_memory_is_shown_by_owner_and_by_peer(metrics: Metrics) -> None:
+    shown = samples(metrics)
+    assert shown["kvserver_accounted_memory_bytes", (("owner", "log_window"),)] == 400
+    assert shown["kvserver_accounted_memory_bytes", (("owner", "proposals"),)] == 5
+    assert shown["kvserver_peer_lag_entries", (("To", "d"),)] == 2
+    assert shown["kvserver_peer_held_bytes", (("To", "d"),)] == 300
+    assert shown["kvserver_peer_queued_bytes", (("To", "d"),)] == 9
+
+
+def test_a_follower_shows_no_lag_rather_than_none(metrics: Metrics) -> None:
+    metrics.attach_node(Source(replace(STATE, is_leader=False, peers=(PeerState(id=NodeId(0xD), queued_bytes=9),))))
+    shown = {name for name, labels in samples(metrics) if labels == (("To", "d"),)}
+    assert "kvserver_peer_queued_bytes" in shown
+    assert not [name for name in shown if "lag" in name or "held" in name]
 
 
 def test_a_method_counts_its_calls_by_code(metrics: Metrics) -> None:

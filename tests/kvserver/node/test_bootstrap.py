@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +151,63 @@ async def test_a_crash_between_marker_and_swap_is_finished_at_the_next_start(tmp
     assert not received.exists()
     await again.close()
     await donor.close()
+
+
+class Neighbour:
+    """The peer port of member b, which answers whoever asks who is in the cluster."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.page: dict[str, object] = {}
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        self.asked += 1
+        body = json.dumps(self.page).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+    def say(self, cluster_id: int, member_id: int, *, has_run: bool, removed: tuple[int, ...] = ()) -> None:
+        urls = ["http://127.0.0.1:2379"] if has_run else []
+        row = {"id": member_id, "name": "a", "peerURLs": ["http://127.0.0.1:7001"], "clientURLs": urls, "isLearner": False}
+        self.page = {"cluster_id": cluster_id, "members": [] if removed else [row], "removed": removed}
+
+
+async def test_a_second_restore_of_a_member_that_has_taken_part_is_refused_and_every_other_restart_is_not(tmp_path: Path) -> None:
+    neighbour = Neighbour()
+    server = await asyncio.start_server(neighbour.answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    flag = f"--initial-cluster=a=http://127.0.0.1:7001,b=http://127.0.0.1:{port}"
+
+    async def start() -> Member:
+        return await Member(tmp_path / "a", flag).open()
+
+    try:
+        member = await start()  # what it makes is what a restore makes, too: the founding position
+        cluster, own = member.origin.cluster_id, member.origin.member_id
+        await member.close()
+        neighbour.say(cluster, own, has_run=False)
+        await (await start()).close()
+        neighbour.say(cluster + 1, own, has_run=True)  # of another cluster: it knows another life
+        await (await start()).close()
+        neighbour.say(cluster, own, has_run=True)
+        with pytest.raises(BootstrapError, match=r"already been bootstrapped, and its data directory .* holds nothing of it"):
+            await start()
+        neighbour.say(cluster, own, has_run=True, removed=(own,))
+        with pytest.raises(BootstrapError, match="member remove"):
+            await start()
+        neighbour.say(cluster, own, has_run=False)
+        member = await start()
+        member.origin.wal.save([], HardState(term=Term(2), vote=NodeId(7), commit=Index(1)), sync=True)
+        await member.close()
+        neighbour.say(cluster, own, has_run=True)
+        asked = neighbour.asked
+        await (await start()).close()
+        assert neighbour.asked == asked, "it remembers its vote: nobody has to be asked"
+    finally:
+        server.close()
+        await server.wait_closed()
 
 
 async def test_a_received_snapshot_without_a_marker_is_dropped(tmp_path: Path) -> None:

@@ -134,7 +134,10 @@ async def test_a_founding_member_is_told_whether_it_was_there_before(serve: Serv
 
 async def test_a_founding_member_is_refused_where_another_member_is_of_another_cluster(serve: Serve) -> None:
     restored = await serve(page(row(5, OWN_URL, "new")))
-    with pytest.raises(JoinError, match=r"new, empty cluster 64, but .* of cluster 63, which was .*restore the same snapshot"):
+    with pytest.raises(
+        JoinError,
+        match=r"new, empty cluster 64, but .* of cluster 63, which was .*only if no member .* has served yet, restore the same snapshot",
+    ):
         await has_taken_part(config_for(restored), NodeId(5), ClusterId(100))
 
 

@@ -223,9 +223,9 @@ async def test_a_long_batch_leaves_the_loop_free_in_between(monkeypatch: pytest.
         on_fatal=lambda error: pytest.fail(str(error)),
     )
     queue.submit(apply(entries(1, 101)))
-    assert len(applied) == 8
+    assert len(applied) == 1
     await asyncio.sleep(0)
-    assert 8 < len(applied) < 100
+    assert 1 < len(applied) < 100
     await queue.wait_idle()
     assert applied == list(range(1, 101))
 

@@ -20,11 +20,11 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.message import DecodeError, Message
 
-from kvserver.pb import auth_pb2, election_pb2, health_pb2, internal_pb2, kv_pb2, lock_pb2, peer_pb2, rpc_pb2
+from kvserver.pb import auth_pb2, debug_pb2, election_pb2, health_pb2, internal_pb2, kv_pb2, lock_pb2, peer_pb2, rpc_pb2
 
 ETCD_BINARY = Path("/usr/bin/etcd")
 CLIENT_MODULES = (kv_pb2, auth_pb2, rpc_pb2, lock_pb2, election_pb2, health_pb2)
-ALL_MODULES = (*CLIENT_MODULES, internal_pb2, peer_pb2)
+ALL_MODULES = (*CLIENT_MODULES, debug_pb2, internal_pb2, peer_pb2)
 ETCD_FILES = frozenset({"mvccpb", "authpb", "etcdserverpb", "v3lockpb", "v3electionpb", "grpc.health.v1"})
 ETCD_NAMES = frozenset({"kv.proto", "auth.proto", "rpc.proto", "v3lock.proto", "v3election.proto", "grpc/health/v1/health.proto"})
 HERE = Path(__file__).parent

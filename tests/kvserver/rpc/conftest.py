@@ -65,7 +65,7 @@ async def serve(lines: Lines) -> AsyncIterator[Serve]:
         limits: GrpcLimits | None = None,
     ) -> Running:
         metrics = Metrics(version="test", process=False)
-        api = Api(unary=unary or {}, server_streams=server_streams or {}, health=None, probes=None)  # type: ignore[arg-type]
+        api = Api(unary=unary or {}, server_streams=server_streams or {}, health=None, probes=None, debug=None)  # type: ignore[arg-type]
         server = GrpcServer(api, limits=limits or GrpcLimits(), metrics=metrics, logger=Logger(lines, level=Level.DEBUG))
         (url,) = await server.start([ANY_PORT])
         stack.push_async_callback(server.stop, 0.0)

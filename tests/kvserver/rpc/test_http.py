@@ -51,6 +51,13 @@ class FakeProbes:
         return self.report
 
 
+class FakePages:
+    """A page with what JSON and UTF-8 make difficult."""
+
+    def raft_page(self) -> dict[str, object]:
+        return {"member": {"id": "a1", "name": "größer"}, "pin": None}
+
+
 @dataclass
 class Response:
     status: int
@@ -91,7 +98,7 @@ def limits() -> HttpLimits:
 @pytest.fixture
 async def site(lines: Any, limits: HttpLimits) -> AsyncIterator[Site]:
     probes, metrics, logger = FakeProbes(), Metrics(version="test", process=False), Logger(lines)
-    server = HttpServer(build_http_app(probes=probes, metrics=metrics), logger=logger, limits=limits)  # type: ignore[arg-type]
+    server = HttpServer(build_http_app(probes=probes, metrics=metrics, debug=FakePages()), logger=logger, limits=limits)  # type: ignore[arg-type]
     with StdlibBridge(logger).installed():
         (url,) = await server.start([ANY_PORT])
         yield Site(server, url, probes, metrics, lines)
@@ -109,6 +116,13 @@ async def test_health_is_json_with_health_and_reason(site: Site) -> None:
     assert response.headers["content-type"] == "application/json"
     assert site.probes.asked == [("health", False, frozenset())]
     assert site.metrics.health_success.value == 1
+
+
+async def test_the_raft_page_is_json_in_utf8(site: Site) -> None:
+    response = await site.request("/debug/raft")
+    assert (response.status, response.headers["content-type"]) == (200, "application/json")
+    assert json.loads(response.body) == {"member": {"id": "a1", "name": "größer"}, "pin": None}
+    assert (await site.request("/debug/raft", "POST")).status == 405
 
 
 async def test_unhealthy_is_503_with_the_reason(site: Site) -> None:
@@ -263,7 +277,7 @@ async def test_one_connection_serves_several_requests_and_bodies_are_ignored(sit
 async def test_a_port_in_use_is_a_clear_error_and_leaves_nothing_listening(site: Site) -> None:
     with socket.create_server(("127.0.0.1", 0)) as spare:
         free_port = spare.getsockname()[1]
-    other = HttpServer(build_http_app(probes=FakeProbes(), metrics=site.metrics), logger=Logger(site.lines))  # type: ignore[arg-type]
+    other = HttpServer(build_http_app(probes=FakeProbes(), metrics=site.metrics, debug=FakePages()), logger=Logger(site.lines))  # type: ignore[arg-type]
     with pytest.raises(ListenError, match=f"^listen tcp localhost:{site.url.port}: address already in use$"):
         await other.start([Url(host="127.0.0.1", port=free_port), site.url])
     with pytest.raises(ConnectionRefusedError):

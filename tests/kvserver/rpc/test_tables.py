@@ -90,7 +90,7 @@ def test_codes_have_gos_names() -> None:
     assert len(set(GO_NAMES.values())) == len(StatusCode)
 
 
-def test_every_service_of_etcd_is_in_the_table() -> None:
+def test_every_service_of_etcd_is_in_the_table_and_one_of_our_own() -> None:
     table = {spec.path: spec for spec in method_table()}
     assert len(table) == len(method_table())
     assert {spec.service for spec in table.values()} == {
@@ -98,6 +98,7 @@ def test_every_service_of_etcd_is_in_the_table() -> None:
         "v3lockpb.Lock",
         "v3electionpb.Election",
         "grpc.health.v1.Health",
+        "kvserver.Debug",
     }
     assert table["/etcdserverpb.Watch/Watch"].kind is MethodKind.BIDI_STREAM
     assert table["/etcdserverpb.Lease/LeaseKeepAlive"].kind is MethodKind.BIDI_STREAM
@@ -117,6 +118,7 @@ def test_every_handler_of_the_api_is_in_the_table() -> None:
         reconfiguration=nothing,  # type: ignore[arg-type]
         snapshots=nothing,  # type: ignore[arg-type]
         quota=nothing,  # type: ignore[arg-type]
+        debug=nothing,  # type: ignore[arg-type]
         clock=nothing,  # type: ignore[arg-type]
         max_request_bytes=1,
         max_txn_ops=1,

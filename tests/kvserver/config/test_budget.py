@@ -1,0 +1,131 @@
+"""One figure for the memory of a member: how it is split, when it is refused, and that flags of their own win."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvserver.config import ConfigError, Run, ServerConfig, parse
+from kvserver.config.budget import BASE_BYTES, LEAST_PEERS, MAX_BUDGET_BYTES, Budget, derive, least_budget_bytes
+
+MIB = 1 << 20
+RECEIVE_BYTES = ServerConfig().receive_limit_bytes
+LIMITS = ("log_window_bytes", "inflight_bytes", "uncommitted_bytes", "backend_buffer_bytes", "peer_queue_bytes")
+
+budgets = st.integers(0, 1 << 34)
+requests = st.integers(1 << 16, 16 * MIB)
+peer_counts = st.integers(0, 8)
+
+
+def derived(extra_bytes: int, request_bytes: int, peers: int) -> Budget:
+    return derive(least_budget_bytes(request_bytes, peers=peers) + extra_bytes, receive_limit_bytes=request_bytes, peers=peers)
+
+
+def run_of(*arguments: str, **environment: str) -> Run:
+    invocation = parse(arguments, environment)
+    assert isinstance(invocation, Run)
+    return invocation
+
+
+@given(budgets, requests, peer_counts)
+def test_the_parts_add_up_to_the_budget_but_for_rounding(extra_bytes: int, request_bytes: int, peers: int) -> None:
+    budget = derived(extra_bytes, request_bytes, peers)
+    assert 0 <= budget.total_bytes - budget.sum_bytes < len(budget.parts()) + budget.peers
+    assert budget.parts()["base"] == BASE_BYTES
+
+
+@given(budgets, budgets, requests, peer_counts)
+def test_no_part_shrinks_when_the_budget_grows(one: int, other: int, request_bytes: int, peers: int) -> None:
+    small, large = derived(min(one, other), request_bytes, peers), derived(max(one, other), request_bytes, peers)
+    for limit in LIMITS:
+        assert getattr(small, limit) <= getattr(large, limit), limit
+
+
+@given(budgets, requests, peer_counts)
+def test_every_part_holds_a_largest_request(extra_bytes: int, request_bytes: int, peers: int) -> None:
+    budget = derived(extra_bytes, request_bytes, peers)
+    for limit in LIMITS:
+        assert getattr(budget, limit) >= min(request_bytes, 64 * MIB), limit
+
+
+@given(budgets, requests, peer_counts)
+def test_more_peers_never_make_a_part_larger(extra_bytes: int, request_bytes: int, peers: int) -> None:
+    budget_bytes = least_budget_bytes(request_bytes, peers=9) + extra_bytes
+    few = derive(budget_bytes, receive_limit_bytes=request_bytes, peers=peers)
+    many = derive(budget_bytes, receive_limit_bytes=request_bytes, peers=peers + 1)
+    assert many.peer_queue_bytes <= few.peer_queue_bytes
+    assert many.log_window_bytes <= few.log_window_bytes
+
+
+def test_a_member_alone_counts_as_one_of_three() -> None:
+    budget = derive(256 * MIB, receive_limit_bytes=RECEIVE_BYTES, peers=0)
+    assert budget == derive(256 * MIB, receive_limit_bytes=RECEIVE_BYTES, peers=LEAST_PEERS)
+
+
+def test_the_shares_of_the_documented_example() -> None:
+    parts = derive(128_000_000, receive_limit_bytes=RECEIVE_BYTES).parts()
+    assert {name: round(part / 1e6, 1) for name, part in parts.items()} == {
+        "base": 50.3,
+        "log_window_and_pins": 24.3,
+        "proposals_and_requests": 19.4,
+        "uncommitted": 9.7,
+        "store_buffer": 9.7,
+        "peer_queues": 14.6,
+    }
+
+
+def test_a_budget_that_is_too_small_is_refused_with_the_least_one() -> None:
+    least_bytes = least_budget_bytes(RECEIVE_BYTES)
+    assert least_bytes == 80 * MIB
+    derive(least_bytes, receive_limit_bytes=RECEIVE_BYTES)
+    with pytest.raises(ConfigError, match=rf"--memory-budget\[{least_bytes - 1}\] must be at least {least_bytes}: .*--max-request-bytes"):
+        derive(least_bytes - 1, receive_limit_bytes=RECEIVE_BYTES)
+    with pytest.raises(ConfigError, match="must be at most"):
+        derive(MAX_BUDGET_BYTES + 1, receive_limit_bytes=RECEIVE_BYTES)
+    with pytest.raises(ConfigError, match="must be at least"):
+        parse(["--memory-budget=-1"], {})
+
+
+def test_larger_requests_need_a_larger_budget() -> None:
+    with pytest.raises(ConfigError, match="must be at least"):
+        parse(["--memory-budget=100MiB", "--max-request-bytes=10MiB"], {})
+    assert run_of("--memory-budget=300MiB", "--max-request-bytes=10MiB").config.max_inflight_bytes > 10 * MIB
+
+
+def test_the_flag_sets_the_limits_that_were_not_given() -> None:
+    invocation = run_of("--memory-budget=128MB")
+    config, budget = invocation.config, derive(128_000_000, receive_limit_bytes=RECEIVE_BYTES)
+    assert invocation.warnings == ()
+    assert config.memory_budget_bytes == 128_000_000
+    assert config.log_window.max_bytes == budget.log_window_bytes
+    assert config.max_inflight_bytes == budget.inflight_bytes
+    assert config.max_uncommitted_bytes == budget.uncommitted_bytes
+    assert config.backend_buffer_bytes == budget.backend_buffer_bytes
+    assert config.peer_queue_bytes == budget.peer_queue_bytes
+    assert run_of(ETCD_MEMORY_BUDGET="128MB").config == config
+
+
+def test_flags_of_their_own_win() -> None:
+    config = run_of("--memory-budget=128MB", "--log-window-bytes=4MiB", ETCD_PEER_QUEUE_BYTES="5MiB").config
+    assert (config.log_window.max_bytes, config.peer_queue_bytes) == (4 * MIB, 5 * MIB)
+    assert config.max_inflight_bytes == derive(128_000_000, receive_limit_bytes=RECEIVE_BYTES).inflight_bytes
+
+
+def test_flags_that_break_the_budget_are_warned_of() -> None:
+    invocation = run_of("--memory-budget=128MB", "--log-window-bytes=64MiB")
+    assert invocation.config.log_window.max_bytes == 64 * MIB
+    assert len(invocation.warnings) == 1
+    assert "more than --memory-budget[128000000]" in invocation.warnings[0]
+
+
+def test_the_members_of_the_initial_cluster_are_counted() -> None:
+    cluster = ",".join(f"m{number}=http://10.0.0.{number}:2380" for number in range(1, 6))
+    config = run_of(
+        "--memory-budget=256MB", "--name=m1", f"--initial-cluster={cluster}", "--initial-advertise-peer-urls=http://10.0.0.1:2380"
+    ).config
+    assert config.peer_queue_bytes == derive(256_000_000, receive_limit_bytes=RECEIVE_BYTES, peers=4).peer_queue_bytes
+
+
+def test_without_the_flag_the_limits_are_their_own() -> None:
+    assert run_of("--memory-budget=0").config == ServerConfig()
