@@ -1,6 +1,6 @@
 """`make bench-memory`: the memory of kvserver beside that of etcd, under the same load, in one run.
 
-    python bench/memory.py                                         # the whole matrix: about an hour, and 20 GB of disk at a time
+    python bench/memory.py                                         # the whole matrix: about an hour, and 15 GB of disk at a time
     python bench/memory.py --scale 0.05 --only one-unique          # a quick look
     python bench/memory.py --systems kvserver --only three-killed --clients 10
 
