@@ -10,7 +10,8 @@ Theory of operation
 - A commit is due `interval_s` after the first write of a layer, and at once when it has `commit_count` changes or `commit_bytes` bytes.
 - At `max_buffer_bytes` in both layers together, or `commit_count` changes in the active layer while the other is still being written,
   `has_room` turns false: the applier awaits `wait_room()` before the next entry. One entry may exceed the bounds by its own size.
-- `allow_commit_through(mark)` is the gate of durability.md: a sealed batch isn't written before the WAL holds all of it.
+- `allow_commit_through(mark)` is a gate: from the first call on a batch isn't written before its mark is allowed. The node never closes it:
+  raft hands out only entries that the WAL holds durably (asynchronous storage writes), which is what durability.md asks for.
 - Out of space: the batch is kept and tried again every `retry_s`; any other failure is final (`on_fatal`).
 
 Caveats: dirty pages of a transaction are anonymous memory inside LMDB (4 KiB per touched page), so `commit_count` bounds a batch too.
