@@ -187,3 +187,18 @@ async def test_other_threads_may_raise_too(log: Logger) -> None:
     async with asyncio.timeout(10):
         await cluster.applied.wait()
     assert cluster.raised == {(MEMBER, CORRUPT)}
+
+
+async def test_hastening_begins_an_attempt_anew_that_would_have_taken_long(log: Logger) -> None:
+    cluster = FakeCluster()
+    cluster.free.clear()
+    raiser = cluster.raiser(log)
+    raiser.raise_alarm(CORRUPT)
+    await cluster.asked.wait()
+    cluster.asked.clear()
+    raiser.hasten(0.5)
+    await cluster.asked.wait()
+    assert len(cluster.proposed) == 2
+    cluster.free.set()
+    assert await raiser.wait_raised(CORRUPT, deadline_s=soon()), "the attempt that was given up does not take the new one along"
+    assert len(cluster.proposed) == 2
