@@ -183,6 +183,7 @@ def test_the_cluster_hears_of_it_and_the_page_recovers_it(make_cluster: Callable
         fresh.kill()
 
 
+@pytest.mark.slow
 def test_a_leader_hands_leadership_over_before_it_ends(make_cluster: Callable[..., ProcessCluster]) -> None:
     cluster = make_cluster()
     cluster.start()
