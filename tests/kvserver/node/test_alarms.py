@@ -198,7 +198,9 @@ async def test_hastening_begins_an_attempt_anew_that_would_have_taken_long(log: 
     cluster.asked.clear()
     raiser.hasten(0.5)
     await cluster.asked.wait()
-    assert len(cluster.proposed) == 2
+    raiser.raise_alarm(CORRUPT)
+    assert not await raiser.wait_raised(CORRUPT, deadline_s=soon(0.01))
+    assert len(cluster.proposed) == 2, "the attempt that was given up takes the memory of the new one along"
     cluster.free.set()
-    assert await raiser.wait_raised(CORRUPT, deadline_s=soon()), "the attempt that was given up does not take the new one along"
+    assert await raiser.wait_raised(CORRUPT, deadline_s=soon())
     assert len(cluster.proposed) == 2
