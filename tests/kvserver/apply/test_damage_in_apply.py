@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from kvserver.commands import CommandKind, ProposalId
 from kvserver.errors import CorruptError, FatalError, StoppedError
 from kvserver.mvcc.layout import GONE, KEY, LONG, REV, pack_revision
 from kvserver.pb.rpc_pb2 import CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest
-from kvserver.storage import EngineHooks
+from kvserver.storage import EngineHooks, StoreUnreadableError
 from kvserver.testing.damage import flip_row
 from kvserver.types import NodeId, Revision
 
@@ -179,6 +180,24 @@ async def test_what_was_applied_before_is_committed_no_more_but_what_was_committ
     await opened.store.close()
     opened.reopen()
     assert opened.store.applied_index == committed
+
+
+async def test_a_snapshot_that_is_installed_afterwards_heals_the_next_start(opened: Opened, tmp_path: Path) -> None:
+    sound = tmp_path / "copy"
+    await opened.store.commit()
+    position = await asyncio.to_thread(opened.store.copy_to, sound)
+    await opened.damage(KEY, b"a")
+    opened.meet(PutRequest(key=b"a"))
+    with pytest.raises(StoreUnreadableError, match="fails its checksum"):
+        await asyncio.to_thread(opened.store.copy_to, tmp_path / "of the damage")
+    assert await opened.store.install(sound) == position
+    with pytest.raises(CorruptError):
+        opened.store.range(RangeRequest(key=b"b"))
+    await opened.store.close()
+    opened.reopen()
+    assert opened.store.applied_index == position.index
+    assert opened.store.range(RangeRequest(key=b"a")).kvs[0].value == b"1"
+    opened.machine.apply(PutRequest(key=b"a"))
 
 
 async def test_who_waits_for_a_compactions_removal_is_answered(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
