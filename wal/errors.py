@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from raft.types import Index, Term
+from wal.guides import WAY_OUT, guide
 
-PROCEDURE: Final = "docs/operations/replace-a-dead-member.md"
-REPLACE_MEMBER: Final = (
-    "Keep a copy of the directory, then restore this member from a snapshot, or remove it from the cluster and add it again with an empty"
-    f" data directory ({PROCEDURE}). Do not delete or edit single WAL files."
-)
+REPLACE_MEMBER: Final = f"Keep a copy of the directory, do not delete or edit single WAL files; then {WAY_OUT}."
+VERSION_OFFSET_BYTES: Final = 8
+"""Where a segment's format version stands (the table is in segment.py)."""
+FREE_SPACE: Final = f"free space on its file system ({guide('disk-full')})"
 
 
 class WalError(Exception):
@@ -86,7 +86,7 @@ class WalNoSpaceError(WalError):
     def __init__(self, path: Path, cause: OSError) -> None:
         super().__init__(
             f"{path}: there is no space for this write-ahead log segment: {cause.strerror or cause}. Nothing is lost and nothing more is"
-            " acknowledged; free space on its file system, and the log goes on by itself."
+            f" acknowledged; {FREE_SPACE}, and the log goes on by itself."
         )
         self.path = path
         self.cause = cause
@@ -127,7 +127,11 @@ class FormatVersionError(WalError):
     """A segment has a format version that this program does not read."""
 
     def __init__(self, path: Path, version: int) -> None:
-        super().__init__(f"{path}: WAL format version {version} is not one that this program reads. Use the program version that wrote it.")
+        self.reason = f"WAL format version {version} is not one that this program reads"
+        super().__init__(
+            f"{path}: at offset {VERSION_OFFSET_BYTES}: {self.reason}. Use the program version that wrote it; if that is this one, the file"
+            f" is damaged. {REPLACE_MEMBER}"
+        )
         self.path = path
         self.version = version
 
@@ -147,12 +151,17 @@ class DamagedError(WalError):
 
 
 class SegmentError(WalError):
-    """The set of segment files is not the one that was written: one is missing, empty, renamed or out of place."""
+    """The set of segment files is not the one that was written: one is missing, empty, foreign, renamed or out of place.
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}. Put the missing or original file back if you have it. {REPLACE_MEMBER}")
+    `offset_bytes` is set where the file's own bytes say so.
+    """
+
+    def __init__(self, path: Path, reason: str, offset_bytes: int | None = None) -> None:
+        at = "" if offset_bytes is None else f"at offset {offset_bytes}: "
+        super().__init__(f"{path}: {at}{reason}. Put the missing or original file back if you have it. {REPLACE_MEMBER}")
         self.path = path
         self.reason = reason
+        self.offset_bytes = offset_bytes
 
 
 class AppliedMismatchError(WalError):

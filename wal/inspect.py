@@ -20,14 +20,14 @@ from typing import Final
 
 from raft.types import Entry, HardState, Index, Term
 from wal.codec import Marker, PayloadError, SegmentHeader, decode_entry, decode_hard_state, decode_marker
-from wal.errors import DamagedError, FormatVersionError, SegmentError, WalError, WalIOError, WalMissingError
+from wal.errors import VERSION_OFFSET_BYTES, DamagedError, FormatVersionError, SegmentError, WalError, WalIOError, WalMissingError
 from wal.files import Files, OsFiles
 from wal.identity import read_metadata
 from wal.log import recovered_hard_state
 from wal.reader import read_log
 from wal.record import ALIGNMENT_BYTES, HEADER_BYTES, MARK, MARK_OFFSET, BadRecord, Chain, Record, RecordType, header_is_valid, read_record
 from wal.repair import judge
-from wal.segment import CHUNK_BYTES, PREAMBLE_BYTES, SUFFIX, ChunkedSource, is_sealed, parse_segment_name, read_header
+from wal.segment import CHUNK_BYTES, SUFFIX, ChunkedSource, is_sealed, parse_segment_name, read_header
 
 OS_FILES: Final = OsFiles()
 NO_INDEX: Final = Index(0)
@@ -192,7 +192,7 @@ class _Pass:
                 header, record, chain, previous_crc = read_header(source)
             except (DamagedError, SegmentError, FormatVersionError) as error:
                 yield SegmentStart(path=self._path, size_bytes=source.size_bytes, header=None, follows=None)
-                yield Damage(path=self._path, offset_bytes=_offset(error), last_index=self.last_index, reason=_reason(error))
+                yield Damage(path=self._path, offset_bytes=_offset(error), last_index=self.last_index, reason=error.reason)
                 return
             follows = None if self._before_crc is None else previous_crc == self._before_crc
             yield SegmentStart(path=self._path, size_bytes=source.size_bytes, header=header, follows=follows)
@@ -332,8 +332,10 @@ def _next_header(source: ChunkedSource, offset_bytes: int, chain: Chain) -> int 
 
 
 def _offset(error: WalError) -> int:
-    return error.offset_bytes if isinstance(error, DamagedError) else 0 if isinstance(error, SegmentError) else PREAMBLE_BYTES // 2
-
-
-def _reason(error: DamagedError | SegmentError | FormatVersionError) -> str:
-    return str(error) if isinstance(error, FormatVersionError) else error.reason
+    match error:
+        case DamagedError():
+            return error.offset_bytes
+        case SegmentError():
+            return error.offset_bytes or 0
+        case _:
+            return VERSION_OFFSET_BYTES
