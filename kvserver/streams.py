@@ -3,8 +3,8 @@
 Purpose: `kvctl ... 2>&-` starts a process without descriptor 2. Python then has no `sys.stderr`, and worse: the next file or socket that is
 opened gets the number 2, and whatever writes to "stderr" writes into it. So what is closed is opened on /dev/null before all else.
 
-Rules: what nobody can read is lost without a word; it is no reason to fail. `ended` says how a process that was cut short ends: 130 after an
-interrupt, 141 when the reader of the output has left, as a shell would say of SIGINT and SIGPIPE.
+Rules: what nobody can read is lost without a word; it is no reason to fail. `ended` says how a process that was cut short ends: 130 after
+an interrupt, 141 when the reader of the output has left, as a shell would say of SIGINT and SIGPIPE.
 """
 
 from __future__ import annotations
