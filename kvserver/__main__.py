@@ -12,9 +12,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from kvserver import streams
-from kvserver.config import ConfigError, HelpRequested, Run, VersionRequested, help_text, parse, version_text
 
 if TYPE_CHECKING:
+    from kvserver.config import Run
     from wal import Files
 
 INSPECTORS = ("wal", "check")
@@ -30,7 +30,7 @@ GC_THRESHOLDS = (20_000, 20, 50)
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. What it needs is imported within, so that an interrupt meets somebody who answers it."""
     streams.open_closed()
     arguments = sys.argv[1:]
     name = f"kvserver {arguments[0]}" if arguments and arguments[0] in COMMANDS else "kvserver"
@@ -52,6 +52,8 @@ def run(arguments: list[str], *, files: Files | None = None) -> int:
             print(f"kvserver: unknown command {arguments[0]!r}\n{_COMMANDS_HELP}", file=sys.stderr)
             return 2
         arguments = ["--help"]
+    from kvserver.config import ConfigError, HelpRequested, Run, VersionRequested, help_text, parse, version_text
+
     try:
         invocation = parse(arguments, os.environ)
     except ConfigError as error:

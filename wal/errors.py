@@ -25,6 +25,8 @@ class WalError(Exception):
     """The base of everything that the log raises about its files."""
 
     deterministic: ClassVar[bool] = True
+    what: str = ""
+    """What is wrong, without the file and without advice; empty where the text is short by itself."""
 
 
 class WalExistsError(WalError):
@@ -128,9 +130,9 @@ class FormatVersionError(WalError):
 
     def __init__(self, path: Path, version: int) -> None:
         self.reason = f"WAL format version {version} is not one that this program reads"
+        self.what = f"at offset {VERSION_OFFSET_BYTES}: {self.reason}"
         super().__init__(
-            f"{path}: at offset {VERSION_OFFSET_BYTES}: {self.reason}. Use the program version that wrote it; if that is this one, the file"
-            f" is damaged. {REPLACE_MEMBER}"
+            f"{path}: {self.what}. Use the program version that wrote it; if that is this one, the file is damaged. {REPLACE_MEMBER}"
         )
         self.path = path
         self.version = version
@@ -140,10 +142,8 @@ class DamagedError(WalError):
     """Bytes on disk are not what was written, and no repair is safe."""
 
     def __init__(self, path: Path, offset_bytes: int, last_index: Index, reason: str) -> None:
-        super().__init__(
-            f"{path}: damaged at offset {offset_bytes}, behind index {last_index}: {reason}. Acknowledged entries may be lost,"
-            f" so nothing was repaired. {REPLACE_MEMBER}"
-        )
+        self.what = f"damaged at offset {offset_bytes}, behind index {last_index}: {reason}"
+        super().__init__(f"{path}: {self.what}. Acknowledged entries may be lost, so nothing was repaired. {REPLACE_MEMBER}")
         self.path = path
         self.offset_bytes = offset_bytes
         self.last_index = last_index
@@ -157,8 +157,8 @@ class SegmentError(WalError):
     """
 
     def __init__(self, path: Path, reason: str, offset_bytes: int | None = None) -> None:
-        at = "" if offset_bytes is None else f"at offset {offset_bytes}: "
-        super().__init__(f"{path}: {at}{reason}. Put the missing or original file back if you have it. {REPLACE_MEMBER}")
+        self.what = f"at offset {offset_bytes}: {reason}" if offset_bytes is not None else reason
+        super().__init__(f"{path}: {self.what}. Put the missing or original file back if you have it. {REPLACE_MEMBER}")
         self.path = path
         self.reason = reason
         self.offset_bytes = offset_bytes
@@ -168,10 +168,11 @@ class AppliedMismatchError(WalError):
     """The log holds another entry than the one that the store applied at this index: an older or a foreign copy of one of the two."""
 
     def __init__(self, path: Path, index: Index, wal_term: Term, store_term: Term) -> None:
-        super().__init__(
-            f"{path}: the log's entry {index} is of term {wal_term}, but the store applied entry {index} of term {store_term}: the log and"
-            f" the store are not of one piece. Nothing was changed. Put back the parts that belong together. {REPLACE_MEMBER}"
+        self.what = (
+            f"the log's entry {index} is of term {wal_term}, but the store applied entry {index} of term {store_term}: the log and the store"
+            " are not of one piece"
         )
+        super().__init__(f"{path}: {self.what}. Nothing was changed. Put back the parts that belong together. {REPLACE_MEMBER}")
         self.path = path
         self.index = index
         self.wal_term = wal_term
@@ -182,10 +183,11 @@ class LostEntriesError(WalError):
     """The log ends before an index that this member has committed or applied."""
 
     def __init__(self, path: Path, offset_bytes: int, last_index: Index, required_index: Index) -> None:
-        super().__init__(
-            f"{path}: the log ends at offset {offset_bytes} with index {last_index}, but index {required_index} is known to be"
-            f" committed: entries are lost. Nothing was changed. {REPLACE_MEMBER}"
+        self.what = (
+            f"the log ends at offset {offset_bytes} with index {last_index}, but index {required_index} is known to be committed: entries"
+            " are lost"
         )
+        super().__init__(f"{path}: {self.what}. Nothing was changed. {REPLACE_MEMBER}")
         self.path = path
         self.offset_bytes = offset_bytes
         self.last_index = last_index

@@ -254,7 +254,7 @@ def _tell_log(error: WalError, place: Place, findings: _Findings) -> None:
     """What is wrong with the log: the file that the error names, or the directory."""
     path: Path = getattr(error, "path", place.wal)  # some leaves are about a file, some about a place in it, some about the directory
     offset_bytes: int | None = getattr(error, "offset_bytes", None)
-    findings.problem(path, str(error).removeprefix(f"{path}: "), offset_bytes)
+    findings.problem(path, error.what or str(error).removeprefix(f"{path}: "), offset_bytes)
     findings.note("The log was read up to there; `kvserver wal` shows all of it.")
 
 

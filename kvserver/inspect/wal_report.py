@@ -268,7 +268,7 @@ def _say_verdict(start: Start, totals: _Totals, in_use: bool, output: Output) ->
     if start.is_removed and not totals.damaged:
         output.text(f"Verdict{certainty}: the log is sound; a server would refuse to start:\n  {start.refusal}")
     elif start.refusal is not None:
-        output.text(f"Verdict{certainty}: not sound; a server would refuse to start:\n  {start.refusal}\n  {WHAT_TO_DO}")
+        output.text(f"Verdict{certainty}: not sound; a server would refuse to start:\n  {start.refusal}")
     elif totals.damaged:
         output.text(f"Verdict{certainty}: not sound; a server would start, it would not read what is damaged above. {WHAT_TO_DO}")
     elif start.repair is not None:
