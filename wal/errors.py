@@ -135,6 +135,7 @@ class FormatVersionError(WalError):
             f"{path}: {self.what}. Use the program version that wrote it; if that is this one, the file is damaged. {REPLACE_MEMBER}"
         )
         self.path = path
+        self.offset_bytes = VERSION_OFFSET_BYTES
         self.version = version
 
 
@@ -169,8 +170,8 @@ class AppliedMismatchError(WalError):
 
     def __init__(self, path: Path, index: Index, wal_term: Term, store_term: Term) -> None:
         self.what = (
-            f"the log's entry {index} is of term {wal_term}, but the store applied entry {index} of term {store_term}: the log and the store"
-            " are not of one piece"
+            f"the log's entry {index} is of term {wal_term}, but the store applied entry {index} of term {store_term}: the log and the"
+            " store are not of one piece"
         )
         super().__init__(f"{path}: {self.what}. Nothing was changed. Put back the parts that belong together. {REPLACE_MEMBER}")
         self.path = path

@@ -20,7 +20,7 @@ from typing import Final
 
 from raft.types import Entry, HardState, Index, Term
 from wal.codec import Marker, PayloadError, SegmentHeader, decode_entry, decode_hard_state, decode_marker
-from wal.errors import VERSION_OFFSET_BYTES, DamagedError, FormatVersionError, SegmentError, WalError, WalIOError, WalMissingError
+from wal.errors import DamagedError, FormatVersionError, SegmentError, WalError, WalIOError, WalMissingError
 from wal.files import Files, OsFiles
 from wal.identity import read_metadata
 from wal.log import recovered_hard_state
@@ -331,11 +331,6 @@ def _next_header(source: ChunkedSource, offset_bytes: int, chain: Chain) -> int 
     return None
 
 
-def _offset(error: WalError) -> int:
-    match error:
-        case DamagedError():
-            return error.offset_bytes
-        case SegmentError():
-            return error.offset_bytes or 0
-        case _:
-            return VERSION_OFFSET_BYTES
+def _offset(error: DamagedError | SegmentError | FormatVersionError) -> int:
+    """Where a segment's head is bad; a file that is empty is so from its first byte on."""
+    return error.offset_bytes or 0

@@ -8,15 +8,15 @@ Rules: want of space (ENOSPC, EDQUOT, EFBIG) is not an error of `refill`: there 
 log stops taking writes and calls `refill` again from time to time. Every other failure is raised. The spare is never written while it
 bears this name.
 
-Blankness: a segment must be zero behind its last record, or the reader would have to take the rest for damage. Preallocation gives zeros, but
-a file found under this name at a start may be anything: a segment that somebody moved there, a file restored from a backup. So what an
-earlier process left is read through once (`find`), and taken only if every byte is zero; otherwise, and if its size is not the wanted one (a
-changed flag, a crash while it was made), it is thrown away and made anew. Blocks that were reserved and never written are answered from
+Blankness: a segment must be zero behind its last record, or the reader would have to take the rest for damage. Preallocation gives zeros,
+but a file found under this name at a start may be anything: a segment that somebody moved there, a file restored from a backup. So what an
+earlier process left is read through once (`find`), and taken only if every byte is zero; otherwise, and if its size is not the wanted one
+(a changed flag, a crash while it was made), it is thrown away and made anew. Blocks that were reserved and never written are answered from
 memory: reading 16 MiB of them takes about 3 ms.
 
-Stale bytes would not be believed even so: a new segment's salt is random and seeds every checksum in it, so a record of another segment does
-not validate there, and one of the same salt (2^-32) would still have to continue the chain of CRCs and batches (record.py). They would be
-refused as damage, though, at the next start: that is what `find` spares the operator.
+Stale bytes would not be believed even so: a new segment's salt is random and seeds every checksum in it, so a record of another segment
+does not validate there, and one of the same salt (2^-32) would still have to continue the chain of CRCs and batches (record.py). They would
+be refused as damage, though, at the next start: that is what `find` spares the operator.
 """
 
 from __future__ import annotations

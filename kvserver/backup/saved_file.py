@@ -124,14 +124,15 @@ def _judged(path: Path, size_bytes: int) -> Iterator[None]:
     """Name the file in what the checksum says; and if the content itself says that it was longer or shorter, say that."""
     try:
         yield
-    except NoChecksumError as error:
-        raise SnapshotFileError(path, f"{error}; {USE_ANOTHER}") from error
     except DamagedSnapshotError as error:
-        raise SnapshotFileError(path, f"{_told_by_length(path, size_bytes) or error}; {USE_ANOTHER}") from error
+        text = _told_by_length(path, size_bytes, may_be_a_store=isinstance(error, NoChecksumError)) or str(error)
+        raise SnapshotFileError(path, f"{text}; {USE_ANOTHER}") from error
 
 
-def _told_by_length(path: Path, size_bytes: int) -> str | None:
-    """What the content's first page says about the file's length; None if the length is right, or that page can't be read."""
+def _told_by_length(path: Path, size_bytes: int, *, may_be_a_store: bool) -> str | None:
+    """What the content's first page says about the file's length; None if the length is right, or that page can't be read, or the file is as
+    short as a store's file without a checksum is.
+    """
     try:
         with PageFile.open(path) as pages:
             whole_bytes = (pages.last_page + 1) * pages.page_bytes + CHECKSUM_BYTES
@@ -141,7 +142,7 @@ def _told_by_length(path: Path, size_bytes: int) -> str | None:
         return None
     if size_bytes > whole_bytes:
         return f"it has {size_bytes} bytes, {size_bytes - whole_bytes} too many: something was added behind its end at offset {whole_bytes}"
-    return f"it has {size_bytes} bytes of {whole_bytes}: it was cut short"
+    return None if may_be_a_store else f"it has {size_bytes} bytes of {whole_bytes}: it was cut short"
 
 
 def examine(store: Path, name: Path, size_bytes: int, watch: Watch = ignore) -> SnapshotSummary:

@@ -133,7 +133,10 @@ def test_damaged_store_is_marked_with_file_and_offset(directory: Path, look: Run
     content[place] ^= 1
     store.write_bytes(content)
     code, said, _ = look("check", directory, "--json")
-    problem = lines(said)[0]
+    told = lines(said)
+    problem = told[0]
+    assert [each["kind"] for each in told] == ["problem", "note", "summary"], "one damage is told once"
+    assert "a server would start, and refuse to serve what is damaged" in told[-1]["verdict"]
     assert code == 1
     assert problem["file"] == str(store)
     assert place - 200 < problem["offset"] < place
@@ -231,3 +234,10 @@ def test_help_names_every_option(look: Run) -> None:
         assert code == 0
         assert all(option in said for option in options)
     assert "kvserver wal DATA-DIR" in look("--help")[1]
+
+
+def test_help_without_dashes_and_unknown_commands(look: Run) -> None:
+    code, said, error = look("foo", "--json")
+    assert (code, said) == (2, "")
+    assert error.startswith("kvserver: unknown command 'foo'\nusage: kvserver [flags]")
+    assert look("help") == look("--help")
