@@ -130,8 +130,8 @@ def _judged(path: Path, size_bytes: int) -> Iterator[None]:
 
 
 def _told_by_length(path: Path, size_bytes: int, *, may_be_a_store: bool) -> str | None:
-    """What the content's first page says about the file's length; None if the length is right, or that page can't be read, or the file is as
-    short as a store's file without a checksum is.
+    """What the content's first page says about the file's length. None if the length is right, if that page can't be read, or if the file
+    is no longer than a store's file without a checksum.
     """
     try:
         with PageFile.open(path) as pages:

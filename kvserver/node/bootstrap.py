@@ -37,6 +37,7 @@ from kvserver.node.log_window import LogWindow
 from kvserver.node.membership import cluster_id, conf_state_of, initial_members
 from kvserver.node.window_loader import WindowLoader
 from kvserver.snapshot import cleanup, list_received, remove_received
+from kvserver.storage import StoreDamagedError
 from kvserver.types import ClusterId, ConfState, Member, NodeId
 from raft.types import HardState, Index, Term
 from wal import WAY_OUT, Marker, Metadata, Recovered, Wal, guide, read_metadata
@@ -264,8 +265,9 @@ async def _finish_install(directory: DataDirectory, store: Store, marker: Marker
     try:
         found = inspect(received)
     except KvError as error:
+        place = error.place if isinstance(error, StoreDamagedError) else error
         raise BootstrapError(
-            f"the WAL says that a snapshot at index {marker.index} was installed, but the received file is damaged: {error}. "
+            f"the WAL says that a snapshot at index {marker.index} was installed, but the received file is damaged: {place}. "
             f"Put an intact copy back; if there is none, {WAY_OUT}"
         ) from error
     if (found.index, found.term) != (marker.index, marker.term):

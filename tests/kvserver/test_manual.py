@@ -49,23 +49,15 @@ def test_what_a_text_says_can_be_typed() -> None:
 
 def test_no_text_names_a_page_by_itself() -> None:
     """Docstrings may: they are read beside the source."""
-    found = []
-    for path in [*ROOT.glob("kvserver/**/*.py"), *ROOT.glob("wal/*.py")]:
-        tree = ast.parse(path.read_text())
-        docs = {
-            id(node.body[0].value)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and node.body
-            and isinstance(node.body[0], ast.Expr)
-        }
-        bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Constant)
-                and isinstance(node.value, str)
-                and id(node) not in docs | bare
-                and f"{DIRECTORY}/" in node.value
-            ):
-                found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    found = [
+        f"{path.relative_to(ROOT)}:{line}" for path in [*ROOT.glob("kvserver/**/*.py"), *ROOT.glob("wal/*.py")] for line in places(path)
+    ]
     assert found == []
+
+
+def places(path: Path) -> list[int]:
+    """The lines of the strings in a source file that name a page, docstrings left out."""
+    tree = ast.parse(path.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    strings = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return [node.lineno for node in strings if id(node) not in docstrings and f"{DIRECTORY}/" in str(node.value)]
