@@ -34,9 +34,8 @@ from kvserver.storage import (
     EngineConfig,
     EngineHooks,
     ReadView,
-    StoreUnreadableError,
+    StoreDamagedError,
     ViewExpiredError,
-    check_structure,
 )
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision, Term
 from raft.types import SnapshotMetadata
@@ -382,14 +381,13 @@ class Store:
     def copy_to(self, path: Path) -> SnapshotMetadata:
         """Write a consistent copy of what is committed to the new file `path`; returns the position of the copy, read back from it.
 
-        Every row of the copy is checked: no damage is passed on. Blocking: call it in a thread. Raises OSError, StoreUnreadableError.
+        Every row of the copy is checked: no damage is passed on. Blocking: call it in a thread. Raises OSError, StoreUnreadableError;
+        StoreDamagedError says where in this store's file the damage is, and has been reported.
         """
-        self._engine.copy_to(path)
         try:
-            check_structure(path, TABLES, every_row=True)
-        except StoreUnreadableError as error:
-            path.unlink(missing_ok=True)
-            self.report_corrupt(f"{self.path}: a copy of it is not sound: {error}")
+            self._engine.copy_to(path, describe_row)
+        except StoreDamagedError as error:
+            self.report_corrupt(error.place)
             raise
         return position_of(inspect(path))
 
