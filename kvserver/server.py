@@ -56,6 +56,7 @@ class ClusterFacts(NodeStatus):
             db_bytes=store.size_bytes,
             db_in_use_bytes=store.size_in_use_bytes,
             db_quota_bytes=self.config.quota_backend_bytes,
+            errors=self.node.space.describe(),
         )
 
 
