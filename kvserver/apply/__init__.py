@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvserver.apply.alarms import Alarms, change_alarms, is_raised, select
 from kvserver.apply.applier import AppliedResult, Applier, OutOfOrderError, UnreadablePayloadError
-from kvserver.apply.errors import StoreDamagedError
+from kvserver.apply.errors import UnappliableEntryError
 from kvserver.apply.inspection import inspect
 from kvserver.apply.membership import MemberChange, MemberChangeKind, change_members, decode_change, encode_change
 from kvserver.apply.meta import Membership
@@ -28,7 +28,7 @@ __all__ = [
     "OutOfOrderError",
     "RevisionTooLargeError",
     "Store",
-    "StoreDamagedError",
+    "UnappliableEntryError",
     "UnreadablePayloadError",
     "change_alarms",
     "change_members",

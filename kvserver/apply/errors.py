@@ -7,11 +7,11 @@ from typing import Self
 
 from kvserver.errors import CorruptError, FatalError
 from kvserver.mvcc import describe_row
-from kvserver.storage import DamagedRowError
+from kvserver.storage import DAMAGE_ADVICE, DamagedRowError
 from kvserver.types import Index
 
 
-class StoreDamagedError(FatalError):
+class UnappliableEntryError(FatalError):
     """A committed entry can't be applied, because a row that it reads is damaged: this member would part from the others.
 
     Not deterministic (it is this member's disk), and met again at every start: the member has to be replaced.
@@ -29,7 +29,7 @@ class StoreDamagedError(FatalError):
         self.index = index
         super().__init__(
             f"the store {path} is damaged: {row} {reason}; entry {index}, which needs it, can't be applied, and a restart would meet the "
-            "same damage: `kvserver check DATA-DIR` lists all of it, docs/operations/corruption.md says how to replace this member"
+            f"same damage; {DAMAGE_ADVICE}"
         )
 
     @classmethod

@@ -21,7 +21,7 @@ from typing import Final
 
 from kvserver.apply import meta
 from kvserver.apply.alarms import Alarms, encode_alarms
-from kvserver.apply.errors import StoreDamagedError
+from kvserver.apply.errors import UnappliableEntryError
 from kvserver.apply.inspection import damaged, inspect, position_of, read_meta
 from kvserver.apply.meta import Membership, Meta
 from kvserver.apply.reading import READ_THREADS, HashResult, ThreadedReads
@@ -35,8 +35,7 @@ from kvserver.storage import (
     EngineConfig,
     EngineHooks,
     ReadView,
-    StoreUnreadableError,
-    check_structure,
+    StoreDamagedError,
 )
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision, Term
 from raft.types import SnapshotMetadata
@@ -317,7 +316,7 @@ class Store:
 
     def poison(self, cause: BaseException) -> None:
         """An entry failed half-way: what it wrote must never be committed nor read. The store takes no more, and answers no reads."""
-        is_damaged = isinstance(cause, StoreDamagedError)
+        is_damaged = isinstance(cause, UnappliableEntryError)
         self._refusal = CorruptError if is_damaged else StoppedError
         self._stop_removal()
         if is_damaged:
@@ -378,14 +377,13 @@ class Store:
     def copy_to(self, path: Path) -> SnapshotMetadata:
         """Write a consistent copy of what is committed to the new file `path`; returns the position of the copy, read back from it.
 
-        Every row of the copy is checked: no damage is passed on. Blocking: call it in a thread. Raises OSError, StoreUnreadableError.
+        Every row of the copy is checked: no damage is passed on. Blocking: call it in a thread. Raises OSError, StoreUnreadableError;
+        StoreDamagedError says where in this store's file the damage is, and has been reported.
         """
-        self._engine.copy_to(path)
         try:
-            check_structure(path, TABLES, every_row=True)
-        except StoreUnreadableError as error:
-            path.unlink(missing_ok=True)
-            self.report_corrupt(f"{self.path}: a copy of it is not sound: {error}")
+            self._engine.copy_to(path, describe_row)
+        except StoreDamagedError as error:
+            self.report_corrupt(error.place)
             raise
         return position_of(inspect(path))
 

@@ -125,6 +125,8 @@ def replace(cluster: ProcessCluster, damaged: NodeProcess, root: Path) -> NodePr
         found[f"10.0.0.{number}:2379"] = node.endpoint
         found[f"10.0.0.{number}:2380"] = f"127.0.0.1:{node.peer_port}"
     page = Procedure.read(OPERATIONS / "corruption.md", found, root)
+    who = page.run("who").stdout.split(", ")
+    assert who[2] == damaged.name
     assert "the row 'rotten' of table key fails its checksum" in page.run("check", exit_code=1).stdout
     page.run("keep")
     run_until_healthy(page, "remove")
