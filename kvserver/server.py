@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from kvserver.api import Api, MemberStatus, QuotaGate, build_api
 from kvserver.apply import OnlineCheck
 from kvserver.clock import SystemClock
 from kvserver.config import ETCD_API_VERSION, ServerConfig, limits_in_force
+from kvserver.errors import CorruptError, StoppedError
 from kvserver.logs import Logger
 from kvserver.memory import HeapTrimmer
 from kvserver.metrics import Metrics
@@ -153,9 +155,10 @@ class Server:
         self._log.info("ready to serve client requests")
 
     async def _check_store(self, node: Node) -> None:
-        """Look for damage in the store, again and again."""
+        """Look for damage in the store, again and again, until apply has failed: half an entry looks like damage."""
         check = OnlineCheck(node.store, interval_s=self._config.corrupt_check_time_s, progress=self._metrics.corrupt_check)
-        await check.run()
+        with suppress(CorruptError, StoppedError):
+            await check.run()
 
     async def _watch_loop_lag(self) -> None:
         """Note how late the loop runs a timer: what blocks it shows up here."""

@@ -24,7 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from kvserver.errors import CorruptError, RequestTimeoutError, SnapshotFailedError, SnapshotNoRoomError, TooManyRequestsError
+from kvserver.errors import (
+    CorruptError,
+    FatalError,
+    RequestTimeoutError,
+    SnapshotFailedError,
+    SnapshotNoRoomError,
+    TooManyRequestsError,
+)
 from kvserver.logs import Logger
 from kvserver.snapshot import OutgoingFile, SnapshotCopies, SnapshotCopy, SnapshotCopyError, SnapshotStorageError, run_to_end
 from kvserver.storage import StoreDamagedError
@@ -142,6 +149,8 @@ class Backups:
                 await self.store.commit()
         except TimeoutError:
             raise RequestTimeoutError from None
+        except FatalError as error:
+            raise self._failed(error) from error
         try:
             return await self.copies.acquire(index)
         except SnapshotCopyError as error:

@@ -136,9 +136,9 @@ class Engine:
             self._write_pending()
 
     def poison(self, cause: BaseException) -> None:
-        """What is in the active layer is half an entry: commit nothing any more."""
+        """What is in the active layer is half an entry: commit nothing any more. A FatalError says itself what it means to the operator."""
         if self._failure is None:
-            self._fail(StoreFailedError(self.path, cause))
+            self._fail(cause if isinstance(cause, FatalError) else StoreFailedError(self.path, cause))
 
     @property
     def durable_mark(self) -> int:

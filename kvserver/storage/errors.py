@@ -72,8 +72,7 @@ class DamagedRowError(CorruptError):
     """A row of the file isn't what was written: it is never served. To a client it is CorruptError; the text is for the log."""
 
     def __init__(self, path: str, table: int, key: bytes, reason: str) -> None:
-        super().__init__()
+        super().__init__(f"the row {key[:40].hex() or '(first)'} of table {table}", reason)
         self.table = table
         self.key = key
-        self.reason = reason
-        self.text = f"{path}: the row {key[:40].hex() or '(first)'} of table {table} {reason}"
+        self.text = f"{path}: {self.row} {reason}"
