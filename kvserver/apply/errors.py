@@ -9,6 +9,7 @@ from kvserver.errors import CorruptError, FatalError
 from kvserver.mvcc import describe_row
 from kvserver.storage import DamagedRowError
 from kvserver.types import Index
+from wal import guide
 
 
 class ApplyMetDamageError(FatalError):
@@ -29,7 +30,7 @@ class ApplyMetDamageError(FatalError):
         self.index = index
         super().__init__(
             f"the store {path} is damaged: {row} {reason}; entry {index}, which needs it, can't be applied, and a restart would meet the "
-            "same damage: `kvserver check DATA-DIR` lists all of it, docs/operations/corruption.md says how to replace this member"
+            f"same damage: `kvserver check DATA-DIR` lists all of it; how to replace this member: {guide('corruption')}"
         )
 
     @classmethod
