@@ -16,14 +16,14 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Final
 
-from kvserver.apply import Membership, Store
+from kvserver.apply import Alarms, Membership, Store
 from kvserver.commands import CommandKind
 from kvserver.config import ServerConfig
 from kvserver.errors import FatalError, KvError, RequestError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node import bootstrap
-from kvserver.node.alarms import AlarmRaiser
+from kvserver.node.alarms import AlarmLog, AlarmRaiser
 from kvserver.node.assembly import Ground, assemble, engine_config, watch_space, window_limits
 from kvserver.node.compaction import Decision
 from kvserver.node.corruption import CorruptionDesk
@@ -92,6 +92,7 @@ class Node:
             attempt_timeout_s=config.request_timeout_s,
             log=self._log,
         )
+        self._alarm_log = AlarmLog(store.alarms, self._log)
         self._hand_over = HandOver(member_id=self.member_id, driver=parts.driver, book=parts.book, transport=parts.transport, log=self._log)
         self.space = watch_space(ground, parts, self._hand_over, on_fatal=self.fail)
         parts.handler.answer = self._answer_peer
@@ -251,6 +252,10 @@ class Node:
             # Not at once: the others still have to hear that the entry is committed.
             self._loop.call_later(self.config.election_timeout_s, self.fail, RemovedError(self.member_id))
 
+    def note_alarms(self, alarms: Alarms) -> None:
+        """An alarm was raised or disarmed."""
+        self._alarm_log.note(alarms)
+
     def note_append_held(self, error: WalNoSpaceError | None) -> None:
         """The WAL has no space for what it is to save, or (None) has saved it."""
         self.space.note_append(error)
@@ -267,6 +272,7 @@ class Node:
     def note_installed(self, metadata: SnapshotMetadata) -> None:
         """A snapshot is in force."""
         self.driver.note_applied(metadata.index, metadata.term)
+        self._alarm_log.note(self.store.alarms)
         self.proposals.fail_older_than(Term(self.driver.term + 1))
         self._follow_members()
         self.releaser.consider()
