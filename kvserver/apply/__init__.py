@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvserver.apply.alarms import Alarms, change_alarms, is_raised, select
 from kvserver.apply.applier import AppliedResult, Applier, OutOfOrderError, UnreadablePayloadError
-from kvserver.apply.errors import UnappliableEntryError
+from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import inspect
 from kvserver.apply.membership import MemberChange, MemberChangeKind, change_members, decode_change, encode_change
 from kvserver.apply.meta import Membership
@@ -20,6 +20,7 @@ __all__ = [
     "Alarms",
     "AppliedResult",
     "Applier",
+    "ApplyMetDamageError",
     "HashResult",
     "MemberChange",
     "MemberChangeKind",
@@ -28,7 +29,6 @@ __all__ = [
     "OutOfOrderError",
     "RevisionTooLargeError",
     "Store",
-    "UnappliableEntryError",
     "UnreadablePayloadError",
     "change_alarms",
     "change_members",

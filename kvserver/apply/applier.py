@@ -5,7 +5,7 @@ Rules
 - Each entry ends in one `end_entry`: its effects, its index and its term reach the disk in one transaction or not at all.
 - A refusal that every member reaches alike (DeterministicError) is a result like any other; whatever else is raised means that this member
   can't go on without parting from the others: it propagates and stops the node. What an alarm refuses is such a result, too.
-- Damage that an entry meets in the store becomes a UnappliableEntryError, which says where and what to do; the store is not read any more.
+- Damage that an entry meets in the store becomes an ApplyMetDamageError, which says where and what to do; the store is not read any more.
 - An entry at or below the applied index is never applied again; the caller skips those.
 """
 
@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as PbMessage
 
 from kvserver.apply.alarms import change_alarms, refusal, select
-from kvserver.apply.errors import UnappliableEntryError
+from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.meta import Membership
 from kvserver.apply.store import Store
 from kvserver.commands import Command, CommandKind, ProposalId, decode
@@ -65,7 +65,7 @@ class Applier:
 
         Raises:
             FatalError: unknown or unreadable command, an entry out of order, or the store has failed.
-            UnappliableEntryError: a row that the command reads is damaged; nothing of the entry will ever be committed or read.
+            ApplyMetDamageError: a row that the command reads is damaged; nothing of the entry will ever be committed or read.
         """
         store = self._store
         if index != store.applied_index + 1:
@@ -80,7 +80,7 @@ class Applier:
         except DeterministicError as error:
             result = error.with_traceback(None)
         except CorruptError as error:
-            damaged = UnappliableEntryError.met(store.path, error, index)
+            damaged = ApplyMetDamageError.met(store.path, error, index)
             store.poison(damaged)
             raise damaged from error
         except BaseException as error:

@@ -11,7 +11,7 @@ from kvserver.storage import DAMAGE_ADVICE, DamagedRowError
 from kvserver.types import Index
 
 
-class UnappliableEntryError(FatalError):
+class ApplyMetDamageError(FatalError):
     """A committed entry can't be applied, because a row that it reads is damaged: this member would part from the others.
 
     Not deterministic (it is this member's disk), and met again at every start: the member has to be replaced.

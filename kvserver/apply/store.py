@@ -21,7 +21,7 @@ from typing import Final
 
 from kvserver.apply import meta
 from kvserver.apply.alarms import Alarms, encode_alarms
-from kvserver.apply.errors import UnappliableEntryError
+from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import damaged, inspect, position_of, read_meta
 from kvserver.apply.meta import Membership, Meta
 from kvserver.apply.reading import READ_THREADS, HashResult, ThreadedReads
@@ -316,7 +316,7 @@ class Store:
 
     def poison(self, cause: BaseException) -> None:
         """An entry failed half-way: what it wrote must never be committed nor read. The store takes no more, and answers no reads."""
-        is_damaged = isinstance(cause, UnappliableEntryError)
+        is_damaged = isinstance(cause, ApplyMetDamageError)
         self._refusal = CorruptError if is_damaged else StoppedError
         self._stop_removal()
         if is_damaged:

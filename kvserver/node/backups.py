@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from kvserver.apply import UnappliableEntryError
+from kvserver.apply import ApplyMetDamageError
 from kvserver.errors import CorruptError, FatalError, RequestTimeoutError, SnapshotFailedError, SnapshotNoRoomError, TooManyRequestsError
 from kvserver.logs import Logger
 from kvserver.snapshot import OutgoingFile, SnapshotCopies, SnapshotCopy, SnapshotCopyError, SnapshotStorageError, run_to_end
@@ -143,7 +143,7 @@ class Backups:
                 await self.store.commit()
         except TimeoutError:
             raise RequestTimeoutError from None
-        except UnappliableEntryError as error:
+        except ApplyMetDamageError as error:
             raise CorruptError from error
         except FatalError as error:
             raise self._failed(error) from error

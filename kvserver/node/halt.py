@@ -33,7 +33,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as PbMessage
 
 from kvserver import commands
-from kvserver.apply import Alarms, UnappliableEntryError, change_alarms
+from kvserver.apply import Alarms, ApplyMetDamageError, change_alarms
 from kvserver.commands import CommandKind
 from kvserver.errors import CorruptError, FatalError, RequestError
 from kvserver.logs import Logger
@@ -176,7 +176,7 @@ class Halt:
         """Whether the alarm is raised as far as this member can tell: as applied, and in a halt as committed."""
         return alarm in (self._committed.now() if self.is_begun else self._parts.store.alarms)
 
-    def begin(self, error: UnappliableEntryError) -> None:
+    def begin(self, error: ApplyMetDamageError) -> None:
         """Apply met damage: begin to end. What follows the first call changes nothing."""
         if self._task is not None:
             return
@@ -226,7 +226,7 @@ class Halt:
             await asyncio.sleep(POLL_S)
         return True
 
-    def _told(self, task: asyncio.Task[None], error: UnappliableEntryError) -> None:
+    def _told(self, task: asyncio.Task[None], error: ApplyMetDamageError) -> None:
         if task.cancelled():
             return
         failure = task.exception()

@@ -16,7 +16,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Final
 
-from kvserver.apply import Alarms, Membership, Store, UnappliableEntryError
+from kvserver.apply import Alarms, ApplyMetDamageError, Membership, Store
 from kvserver.commands import CommandKind
 from kvserver.config import ServerConfig
 from kvserver.errors import FatalError, KvError, RequestError
@@ -315,7 +315,7 @@ class Node:
 
     def fail(self, error: Exception) -> None:
         """This member can't go on: nothing is acknowledged any more, and `wait_failed` answers; damage that apply met is told first."""
-        if isinstance(error, UnappliableEntryError):
+        if isinstance(error, ApplyMetDamageError):
             if not self._failed.done():
                 self.halt.begin(error)
         else:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvserver import commands
-from kvserver.apply import Applier, Store, UnappliableEntryError, UnreadablePayloadError
+from kvserver.apply import Applier, ApplyMetDamageError, Store, UnreadablePayloadError
 from kvserver.apply import store as store_module
 from kvserver.commands import CommandKind, ProposalId
 from kvserver.errors import CorruptError, FatalError, StoppedError
@@ -73,8 +73,8 @@ class Opened:
         self.machine.store = Store.open(self.machine.path, hooks=hooks, on_corrupt=self.machine.corrupt.append)
         self.machine.applier = Applier(self.machine.store)
 
-    def meet(self, request: Any) -> UnappliableEntryError:
-        with pytest.raises(UnappliableEntryError) as met:
+    def meet(self, request: Any) -> ApplyMetDamageError:
+        with pytest.raises(ApplyMetDamageError) as met:
             self.machine.apply(request)
         return met.value
 
@@ -173,9 +173,9 @@ async def test_what_was_applied_before_is_committed_no_more_but_what_was_committ
     committed = opened.store.applied_index
     opened.machine.apply(PutRequest(key=b"later"))
     opened.meet(PutRequest(key=b"a"))
-    with pytest.raises(UnappliableEntryError):
+    with pytest.raises(ApplyMetDamageError):
         await opened.store.commit()
-    with pytest.raises(UnappliableEntryError):
+    with pytest.raises(ApplyMetDamageError):
         opened.machine.apply(PutRequest(key=b"much later"))
     await opened.store.close()
     opened.reopen()

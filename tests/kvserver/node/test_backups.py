@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from kvserver import commands
-from kvserver.apply import Applier, Store, inspect
+from kvserver.apply import Applier, ApplyMetDamageError, Store, inspect
 from kvserver.commands import CommandKind, ProposalId
-from kvserver.errors import RequestTimeoutError, SnapshotFailedError, SnapshotNoRoomError, TooManyRequestsError
+from kvserver.errors import CorruptError, RequestTimeoutError, SnapshotFailedError, SnapshotNoRoomError, TooManyRequestsError
 from kvserver.logs import Logger
 from kvserver.node.backups import MAX_STREAMS, RESERVE_BYTES, Backups
 from kvserver.pb import rpc_pb2
@@ -206,3 +206,20 @@ async def test_a_store_that_can_not_commit_in_time_is_a_timeout(member: Copied) 
         await member.open(wait_s=0.05).__aenter__()
     assert member.backups.open_count == 0
     member.store.allow_commit_through(Index(2))
+
+
+@pytest.mark.parametrize(
+    ("cause", "answer"),
+    [
+        (ApplyMetDamageError(Path("db"), "the row 'k' of table key", "fails its checksum", Index(3)), CorruptError),
+        (ValueError("a defect"), SnapshotFailedError),
+    ],
+)
+async def test_a_store_that_takes_no_more_is_not_saved(member: Copied, cause: Exception, answer: type[Exception]) -> None:
+    member.put(b"applied and not committed")
+    member.store.poison(cause)
+    with pytest.raises(answer):
+        async with member.open():
+            pytest.fail("it was opened")
+    assert member.backups.open_count == 0
+    assert member.copies_on_disk() == []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvserver import commands
-from kvserver.apply import Alarms, UnappliableEntryError
+from kvserver.apply import Alarms, ApplyMetDamageError
 from kvserver.commands import CommandKind, ProposalId
 from kvserver.config import ServerConfig, parse
 from kvserver.errors import CorruptError, RequestError, RequestTimeoutError
@@ -34,7 +34,7 @@ from raft.types import Entry, EntryType, Index, Term
 
 MEMBER = NodeId(7)
 OWN = AlarmMember(memberID=MEMBER, alarm=CORRUPT)
-ERROR = UnappliableEntryError(Path("/data/db"), "the row 'k' of table key", "fails its checksum", Index(5))
+ERROR = ApplyMetDamageError(Path("/data/db"), "the row 'k' of table key", "fails its checksum", Index(5))
 
 
 class Lines:
@@ -228,7 +228,7 @@ async def test_reads_and_commands_are_refused_but_alarms_are_not() -> None:
 async def test_only_the_first_damage_counts() -> None:
     member = Member()
     member.halt.begin(ERROR)
-    member.halt.begin(UnappliableEntryError(Path("/data/db"), "another row", "is missing", Index(6)))
+    member.halt.begin(ApplyMetDamageError(Path("/data/db"), "another row", "is missing", Index(6)))
     assert await member.wait_ended() is ERROR
     assert member.events.count("end") == 1
 
@@ -308,7 +308,7 @@ async def test_a_node_raises_the_alarm_and_fails_and_does_so_again_at_every_star
         with pytest.raises(RequestError):
             await put(node, b"k")
         error = await failure_of(node)
-        assert isinstance(error, UnappliableEntryError)
+        assert isinstance(error, ApplyMetDamageError)
         assert error.index == node.store.applied_index + 1
         assert node.halt.knows(AlarmMember(memberID=node.member_id, alarm=CORRUPT))
     finally:
@@ -319,7 +319,7 @@ async def test_a_node_raises_the_alarm_and_fails_and_does_so_again_at_every_star
         node = await home.start()
         try:
             again = await failure_of(node)
-            assert isinstance(again, UnappliableEntryError)
+            assert isinstance(again, ApplyMetDamageError)
             assert str(again) == str(error)
             assert "the CORRUPT alarm of this member is raised" in home.lines.messages()
         finally:
