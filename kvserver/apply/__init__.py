@@ -6,7 +6,7 @@ from kvserver.apply.alarms import Alarms, is_raised, select
 from kvserver.apply.applier import AppliedResult, Applier, OutOfOrderError, UnreadablePayloadError
 from kvserver.apply.inspection import inspect
 from kvserver.apply.membership import MemberChange, MemberChangeKind, change_members, decode_change, encode_change
-from kvserver.apply.meta import Membership
+from kvserver.apply.meta import Membership, Meta
 from kvserver.apply.online_check import OnlineCheck
 from kvserver.apply.quota import LEASE_COST_BYTES, PUT_OVERHEAD_BYTES, fits, put_cost_bytes, txn_cost_bytes
 from kvserver.apply.refounding import RevisionTooLargeError, refound
@@ -22,6 +22,7 @@ __all__ = [
     "MemberChange",
     "MemberChangeKind",
     "Membership",
+    "Meta",
     "OnlineCheck",
     "OutOfOrderError",
     "RevisionTooLargeError",

@@ -4,17 +4,17 @@ Layout of the directory that holds the store (mode 0700; files 0600)
 
     <name>          the LMDB file, no subdirectory
     <name>-lock     LMDB's reader table; made anew by the first process that opens the file, replaced with a replaced file
-    <name>-lock.new the next one, while a file is being replaced
 
 Rules
 - The map is sparse and sized once, when the file is opened (`map_size_bytes`); it never grows while open. No WRITEMAP: a full disk is then
   an error and not a signal.
 - LMDB writes its lock file through a map: a hole in it, met when the disk is full, would kill the process (SIGBUS). So its blocks are
   reserved before it is opened.
-- A file is read page by page before LMDB maps it (`check_structure`), and refused if it is shorter than it says or any page is damaged:
+- A file is read page by page before LMDB maps it (checking.py), and refused if it is shorter than it says or any page is damaged:
   LMDB would follow a wrong number anywhere, past the file's end, which kills the process, or into the pages of an older state.
-- `replace` is atomic: the new file is fsynced first, renamed over the old one, and the directory fsynced. A crash before the rename
-  leaves the old store and the new file under its own name, a crash after it the new store; neither leaves anything to repair.
+- A store is replaced by another file in two steps, `prepare_replace` and `replace` (swap.py says what happens between them). It is atomic:
+  the new file is fsynced first, renamed over the old one, and the directory fsynced. A crash before the rename leaves the old store and
+  the new file under its own name (and a lock file beside it that a start removes), a crash after it the new store.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any, Final
 
 import lmdb
 
+from kvserver.storage.checking import check_structure
 from kvserver.storage.errors import StoreUnreadableError
-from kvserver.storage.pages import PageFile, check_all, check_pages
 from wal import Files
 
 MAP_FACTOR: Final = 4
@@ -44,10 +44,6 @@ SPARE_TXNS: Final = 8
 
 NO_SPACE_CODES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PROBE_BYTES: Final = 1 << 20
-RESTORE: Final = (
-    "nothing was changed; `kvserver check` lists all the damage, restore this member from its peers or from a backup "
-    "(docs/operations/corruption.md)"
-)
 _MAP_UNIT_BYTES: Final = 1 << 16
 
 
@@ -119,32 +115,6 @@ def read_only_env(path: Path, *, tables: int) -> lmdb.Environment:
     return env
 
 
-def check_structure(path: Path, tables: Sequence[bytes], *, every_row: bool = False) -> None:
-    """Read the file without LMDB: the frame of every page (1 s for a million rows); with `every_row` every row, too (4 s).
-
-    Raises:
-        StoreUnreadableError: a page, or with `every_row` a row, isn't what was written.
-    """
-    found = 0
-    first = ""
-
-    def report(offset_bytes: int, reason: str) -> None:
-        nonlocal found, first
-        found += 1
-        first = first or f"at offset {offset_bytes} {reason}"
-
-    with PageFile.open(path) as file:
-        try:
-            if every_row:
-                check_all(file, tables, report)
-            else:
-                check_pages(file, tables, report)
-        except OSError as error:
-            raise StoreUnreadableError(path, f"reading it failed: {error.strerror or error}") from error
-    if found:
-        raise StoreUnreadableError(path, f"it is damaged: {first}{f' (and {found - 1} more)' if found > 1 else ''}; {RESTORE}")
-
-
 def copy_env(env: lmdb.Environment, path: Path) -> None:
     """Write a compact, consistent, fsynced copy of what is committed to the new file `path`; blocks for as long as that takes.
 
@@ -167,34 +137,27 @@ def copy_env(env: lmdb.Environment, path: Path) -> None:
         raise
 
 
-def prepare_replace(path: Path) -> OSError | None:
-    """Reserve what `replace` is going to need, while the store is still open; the error if there is no space for it.
+def prepare_replace(source: Path, system: Files) -> None:
+    """Make the content of `source` durable, and reserve a lock file for it, which `replace` takes along. Blocking.
 
     Raises:
-        OSError: anything else; nothing has changed then.
-    """
-    fresh = _fresh_lock_path(path)
-    fresh.unlink(missing_ok=True)
-    try:
-        _reserve_lock(fresh)
-    except OSError as error:
-        if error.errno in NO_SPACE_CODES:
-            return error
-        raise
-    return None
-
-
-def replace(path: Path, source: Path, system: Files) -> None:
-    """Put `source` in the place of the closed store `path`; both lie on one file system. Needs no space after `prepare_replace`.
-
-    See the module's rules for crashes. Goes through `system`, so that tests lose power at each step.
+        OSError: a code of `NO_SPACE_CODES`: there is no space for the lock file, try again; anything else: it can't be used.
     """
     file = system.open(source, writable=False)
     try:
         file.fsync()
     finally:
         file.close()
-    _fresh_lock_path(path).replace(lock_path(path))
+    _reserve_lock(lock_path(source))
+
+
+def replace(path: Path, source: Path, system: Files) -> None:
+    """Put `source`, and its lock file, in the place of the store `path`; both lie on one file system, and both may be open. Blocking.
+
+    Needs no space after `prepare_replace`. See the module's rules for crashes. Goes through `system`, so that tests lose power at each
+    step. Raises OSError.
+    """
+    lock_path(source).replace(lock_path(path))
     system.rename(source, path)
     system.fsync_dir(path.parent)
 
@@ -202,10 +165,6 @@ def replace(path: Path, source: Path, system: Files) -> None:
 def lock_path(path: Path) -> Path:
     """Where LMDB keeps the reader table of the store `path`."""
     return path.with_name(path.name + "-lock")
-
-
-def _fresh_lock_path(path: Path) -> Path:
-    return path.with_name(path.name + "-lock.new")
 
 
 def _reserve_lock(path: Path) -> None:
