@@ -154,7 +154,9 @@ def main() -> int:
     ports = PortAllocator()
     with tempfile.TemporaryDirectory() as directory:
         shared = measure_fsyncs(Path(directory) / "fsyncs", ports)
-        lags = measure_lag(Path(directory) / "lag", ports, snapshot_mb=options.snapshot_mb, seconds=options.seconds, writers=options.writers)
+        lags = measure_lag(
+            Path(directory) / "lag", ports, snapshot_mb=options.snapshot_mb, seconds=options.seconds, writers=options.writers
+        )
     for name, value in shared.items():
         print(f"{name}: {value}")
     print("\n| phase | samples | p50 ms | p99 ms | p99 less idle | max ms |\n|---|---|---|---|---|---|")
