@@ -87,6 +87,13 @@ class Removal:
         if self._compactor is None or self._compactor.finished < revision:
             await self._waiters.wait(revision)
 
+    def stop(self, *, is_damaged: bool) -> None:
+        """Nothing is removed any more, as nothing is committed; who waits hears of the damage, if that is the reason."""
+        self._is_closed = True
+        self._cancel_slice()
+        if is_damaged:
+            self._waiters.get_stuck()
+
     def close(self) -> None:
         """End it; who waits is cancelled."""
         self._is_closed = True

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from kvserver.apply import Meta, Store, inspect
 from kvserver.logs import Logger
-from kvserver.mvcc import TABLES
+from kvserver.mvcc import TABLES, describe_row
 from kvserver.snapshot import run_to_end
 from kvserver.storage import Checking, EngineConfig, EngineHooks, check_structure
 from wal import Files
@@ -33,7 +33,7 @@ async def open_store(
 
     def check(checking: Checking) -> None:
         if path.exists() and path.stat().st_size:
-            check_structure(path, TABLES, every_row=config.verify_on_open, checking=checking)
+            check_structure(path, TABLES, every_row=config.verify_on_open, describe_row=describe_row, checking=checking)
 
     await _watched(path, check, log)
     return Store.open(path, config=config, hooks=hooks, on_corrupt=on_corrupt, system=files, checked=True)

@@ -9,10 +9,12 @@ from kvserver.storage.checking import Checking, check_structure
 from kvserver.storage.config import EngineConfig, EngineHooks
 from kvserver.storage.engine import Engine
 from kvserver.storage.errors import (
+    DAMAGE_ADVICE,
     CheckStoppedError,
     DamagedRowError,
     StorageError,
     StorageNoSpaceError,
+    StoreDamagedError,
     StoreFailedError,
     StoreUnreadableError,
     SwapFailedError,
@@ -24,6 +26,7 @@ from kvserver.storage.reader import LayeredReader, Reader
 from kvserver.storage.view import ReadView
 
 __all__ = [
+    "DAMAGE_ADVICE",
     "CheckStoppedError",
     "Checking",
     "DamagedRowError",
@@ -36,6 +39,7 @@ __all__ = [
     "StateGoneError",
     "StorageError",
     "StorageNoSpaceError",
+    "StoreDamagedError",
     "StoreFailedError",
     "StoreUnreadableError",
     "SwapFailedError",

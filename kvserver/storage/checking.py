@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from kvserver.storage.errors import CheckStoppedError, StoreUnreadableError
+from kvserver.storage.page_format import DescribeRow, Faults, describe_plainly
 from kvserver.storage.pages import PageFile, check_all, check_pages
 
-RESTORE: Final = (
-    "nothing was changed; `kvserver check` lists all the damage, restore this member from its peers or from a backup "
-    "(docs/operations/corruption.md)"
-)
+CHECK_DISK: Final = "check the disk, its free space and the permissions of the path"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,31 +45,33 @@ class Checking:
         return 100 * self.pages // self.of_pages if self.of_pages else 0
 
 
-def check_structure(path: Path, tables: Sequence[bytes], *, every_row: bool = False, checking: Checking | None = None) -> None:
+def check_structure(
+    path: Path,
+    tables: Sequence[bytes],
+    *,
+    every_row: bool = False,
+    describe_row: DescribeRow = describe_plainly,
+    checking: Checking | None = None,
+) -> None:
     """Read the frame of every page of the file; with `every_row` every row, too: its order and its seal. Blocking.
 
+    `describe_row` names a row in the text.
+
     Raises:
-        StoreUnreadableError: a page, or with `every_row` a row, isn't what was written.
+        StoreDamagedError: a page, or with `every_row` a row, isn't what was written.
+        StoreUnreadableError: the file can't be read.
         CheckStoppedError: `checking` was stopped.
     """
-    found = 0
-    first = ""
+    faults = Faults()
     watch = None if checking is None else checking.note
-
-    def report(offset_bytes: int, reason: str) -> None:
-        nonlocal found, first
-        found += 1
-        first = first or f"at offset {offset_bytes} {reason}"
-
-    with PageFile.open(path) as file:
+    with PageFile.open(path, describe_row) as file:
         if checking is not None:
             checking.of_bytes = file.size_bytes
         try:
             if every_row:
-                check_all(file, tables, report, watch=watch)
+                check_all(file, tables, faults.report, watch=watch)
             else:
-                check_pages(file, tables, report, watch)
+                check_pages(file, tables, faults.report, watch)
         except OSError as error:
-            raise StoreUnreadableError(path, f"reading it failed: {error.strerror or error}") from error
-    if found:
-        raise StoreUnreadableError(path, f"it is damaged: {first}{f' (and {found - 1} more)' if found > 1 else ''}; {RESTORE}")
+            raise StoreUnreadableError(path, f"reading it failed: {error.strerror or error}", CHECK_DISK) from error
+    faults.raise_any(path)

@@ -12,7 +12,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvserver.apply import OnlineCheck, Store, inspect, inspection, removal
+from kvserver.apply import ApplyMetDamageError, OnlineCheck, Store, inspect, inspection, reading, removal
 from kvserver.apply import store as store_module
 from kvserver.errors import CompactedError, CorruptError, DeterministicError, RequestTimeoutError
 from kvserver.mvcc import META, TABLES
@@ -134,7 +134,7 @@ async def test_flipped_bit_is_never_served_and_reported(machine: Any, offset: in
 async def test_apply_that_meets_a_flipped_bit_stops_the_store_without_a_trace(machine: Any) -> None:
     machine.apply(PutRequest(key=b"a", value=b"value"))
     await flip_in_file(machine, pack_revision(2, 0), 50)
-    with pytest.raises(CorruptError):
+    with pytest.raises(ApplyMetDamageError):
         machine.apply(PutRequest(key=b"a", prev_kv=True))
     await machine.reopen()
     assert machine.store.applied_index == 1
@@ -200,7 +200,7 @@ async def test_tombstone_at_the_compacted_revision_goes_with_the_next_compaction
 
 
 async def test_hash_that_a_compaction_overtakes_is_refused(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "HASH_SLICE", 2)
+    monkeypatch.setattr(reading, "HASH_SLICE", 2)
     for number in range(20):
         machine.apply(PutRequest(key=b"k%d" % number))
     hashing = asyncio.create_task(machine.store.hash_kv())
@@ -415,12 +415,12 @@ async def test_a_copy_is_read_in_one_walk_over_every_row(machine: Any, tmp_path:
         walks.append(keywords)
         check_structure(path, tables, **keywords)
 
-    monkeypatch.setattr(store_module, "check_structure", noted)
+    monkeypatch.setattr(files, "check_structure", noted)
     monkeypatch.setattr(inspection, "check_structure", noted)
     machine.apply(PutRequest(key=b"a"))
     await machine.flush()
     await asyncio.to_thread(machine.store.copy_to, tmp_path / "copy")
-    assert walks == [{"every_row": True}]
+    assert [walk["every_row"] for walk in walks] == [True]
     found = await asyncio.to_thread(inspect, tmp_path / "copy")
     assert await machine.store.install(tmp_path / "copy", found) is not None
     assert len(walks) == 2, "what was inspected is not inspected again"

@@ -81,9 +81,9 @@ async def test_a_store_is_checked_in_a_thread_once_and_opened(tmp_path: Path, mo
     await make_store(tmp_path / "db")
     walks: list[tuple[threading.Thread, bool]] = []
 
-    def noted(path: Path, tables: Any, *, every_row: bool = False, checking: Checking | None = None) -> None:
+    def noted(path: Path, tables: Any, *, every_row: bool = False, **keywords: Any) -> None:
         walks.append((threading.current_thread(), every_row))
-        check_structure(path, tables, every_row=every_row, checking=checking)
+        check_structure(path, tables, every_row=every_row, **keywords)
 
     for module in ("kvserver.node.opening", "kvserver.storage.files"):
         monkeypatch.setattr(f"{module}.check_structure", noted)
