@@ -57,7 +57,10 @@ def test_no_text_names_a_page_by_itself() -> None:
 
 def places(path: Path) -> list[int]:
     """The lines of the strings in a source file that name a page, docstrings left out."""
-    tree = ast.parse(path.read_text())
+    source = path.read_text()
+    if f"{DIRECTORY}/" not in source:
+        return []
+    tree = ast.parse(source)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     strings = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
     return [node.lineno for node in strings if id(node) not in docstrings and f"{DIRECTORY}/" in str(node.value)]

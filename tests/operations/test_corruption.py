@@ -15,6 +15,9 @@ from kvserver.testing.load import KvCalls
 from kvserver.testing.ports import PortAllocator
 from kvserver.testing.processes import NodeProcess, ProcessCluster
 
+RETRY_S = 0.3
+"""Between two attempts of a command that is refused for now: starting kvctl over and over would take the processor from the members."""
+
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
 VICTIM = b"value that rots"
@@ -57,6 +60,7 @@ def run_until_it_works(page: Procedure, name: str) -> Result:
         except ProcedureError as error:
             if "unhealthy cluster" not in str(error) or time.monotonic() > until_s:
                 raise
+            time.sleep(RETRY_S)
 
 
 def test_the_corruption_page_works_as_it_is_written(tmp_path: Path) -> None:

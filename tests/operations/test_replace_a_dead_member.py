@@ -13,6 +13,9 @@ from kvserver.testing.load import KvCalls
 from kvserver.testing.ports import PortAllocator
 from kvserver.testing.processes import NodeProcess, ProcessCluster
 
+RETRY_S = 0.3
+"""Between two attempts of a command that is refused for now: starting kvctl over and over would take the processor from the members."""
+
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
 PAGE_IDS = {"kv2": "91bc3c398fb3c146", "kv3": "a8266ecf031671f3"}
@@ -45,6 +48,7 @@ def run_until_it_works(page: Procedure, name: str) -> str:
         except ProcedureError as refused:
             if "unhealthy cluster" not in str(refused) or time.monotonic() > until_s:
                 raise
+            time.sleep(RETRY_S)
 
 
 def ids_by_name(page: Procedure) -> dict[str, str]:

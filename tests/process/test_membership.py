@@ -16,6 +16,9 @@ from kvserver.testing.load import AcknowledgedWriters, differences, hashes
 from kvserver.testing.ports import PortAllocator
 from kvserver.testing.processes import NodeProcess, ProcessCluster, member_flags
 
+RETRY_S = 0.3
+"""Between two attempts of a command that is refused for now: starting kvctl over and over would take the processor from the members."""
+
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 
@@ -69,6 +72,7 @@ def kvctl_when(nodes: list[NodeProcess], refusal: str, *arguments: str) -> None:
             return
         assert refusal in answer.stderr, answer.stderr
         assert time.monotonic() < until_s, answer.stderr
+        time.sleep(RETRY_S)
 
 
 def test_all_three_members_are_replaced_one_at_a_time_through_a_learner_under_load(

@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 VALUE_BYTES = 500_000
 KEYS = 30
-CHURN = 160
-"""Overwrites while the stream stands still: 80 MB, each of which a read view would keep from being reused."""
+CHURN = 100
+"""Overwrites while the stream stands still: 50 MB, each of which a read view would keep from being reused."""
 
 
 def put_round(calls: KvCalls, count: int) -> None:
@@ -46,7 +46,7 @@ def test_a_snapshot_stream_that_stands_still_does_not_grow_the_store_of_the_lead
     calls = KvCalls(leader.endpoint)
     put_round(calls, KEYS)
     laggard.kill()
-    put_round(calls, 4 * KEYS)
+    put_round(calls, 2 * KEYS)
     laggard.start(wait_ready=False)
     wait_for_snapshot_stream(leader)
     laggard.send_signal(signal.SIGSTOP)

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from kvserver.storage.pages import PageFile
 from kvserver.testing.load import KvCalls
+from kvserver.testing.ports import PortAllocator
 from kvserver.testing.processes import NodeProcess, ProcessCluster
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
@@ -81,12 +82,18 @@ def test_a_damaged_store_is_not_saved_and_the_log_says_where(make_cluster: Calla
     wait_until(lambda: "alarm:CORRUPT" in kvctl("KVCTL alarm list", node).stdout)
 
 
-def test_a_hung_server_is_given_up_in_time_with_a_clear_text(make_cluster: Callable[..., ProcessCluster]) -> None:
-    (node,) = make_cluster(size=1).nodes
-    node.start()
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory, ports: PortAllocator) -> Iterator[NodeProcess]:
+    """A single node that the tests below share."""
+    with ProcessCluster(tmp_path_factory.mktemp("single"), size=1, ports=ports) as cluster:
+        cluster.start()
+        yield cluster.nodes[0]
+
+
+def test_a_hung_server_is_given_up_in_time_with_a_clear_text(node: NodeProcess, tmp_path: Path) -> None:
     node.send_signal(signal.SIGSTOP)
     try:
-        for command in ("get k", "put k v", "snapshot save /tmp/never"):
+        for command in ("put k v", f"snapshot save {tmp_path}/never"):
             ended = kvctl(f"KVCTL --dial-timeout=1s {command}", node)
             assert ended.returncode == 2
             text = f"Error: cannot connect: {node.endpoint}: accepts connections but does not answer: it hangs or is overloaded"
@@ -96,9 +103,7 @@ def test_a_hung_server_is_given_up_in_time_with_a_clear_text(make_cluster: Calla
     assert kvctl("KVCTL get k", node).returncode == 0
 
 
-def test_readers_that_leave_and_closed_streams_stop_nothing(make_cluster: Callable[..., ProcessCluster], tmp_path: Path) -> None:
-    (node,) = make_cluster(size=1).nodes
-    node.start()
+def test_readers_that_leave_and_closed_streams_stop_nothing(node: NodeProcess, tmp_path: Path) -> None:
     for number in range(3):
         assert kvctl(f"KVCTL put key{number} {'v' * 100_000}", node).returncode == 0
     for line, code, stdout in (

@@ -9,20 +9,25 @@ import signal
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvserver import streams
+from kvserver import commands, streams
 from kvserver.__main__ import run
-from kvserver.apply import Membership, Store
-from kvserver.inspect.place import Place
+from kvserver.apply import Applier, Membership, Store
+from kvserver.commands import CommandKind, ProposalId
+from kvserver.inspect.check_report import report_check
+from kvserver.inspect.output import Output, Progress
+from kvserver.inspect.place import Place, find_place
 from kvserver.inspect.start import Start
 from kvserver.mvcc import TABLES
 from kvserver.node.directory import DataDirectoryError, open_data_directory
+from kvserver.pb.rpc_pb2 import PutRequest
 from kvserver.storage.pages import PageFile
-from kvserver.types import NodeId
+from kvserver.types import ClusterId, ConfState, Member, NodeId
 from raft.types import HardState, Index, Term
 from tests.kvserver.inspect.test_commands import LAST, OWN, Run, directory, entry, lines, look, segment
 from wal import Marker, Wal
@@ -265,3 +270,28 @@ def test_copy_of_a_directory_whose_name_is_no_text(directory: Path, tmp_path: Pa
     done = subprocess.run([sys.executable, "-m", "kvserver", "check", odd], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (1, b"")
     assert b"DAMAGED" in done.stdout
+
+
+@pytest.mark.slow
+async def test_memory_of_a_check_does_not_grow_with_the_keys(tmp_path: Path) -> None:
+    peaks_bytes = []
+    for keys in (1_000, 8_000):
+        root = tmp_path / str(keys)
+        (root / "member" / "snap").mkdir(parents=True)
+        store = Store.open(store_of(root))
+        own = NodeId(OWN.member_id)
+        store.bootstrap(ClusterId(OWN.cluster_id), {own: Member(id=own)}, ConfState(voters=(own,)), index=Index(1), term=Term(1))
+        applier = Applier(store)
+        for index in range(2, keys + 2):
+            data = PutRequest(key=b"key%08d" % index, value=b"v" * 100).SerializeToString()
+            applier.apply_entry(Index(index), Term(2), commands.encode(CommandKind.PUT, ProposalId(own, 1, index), data))
+        await store.close()
+        tracemalloc.start()
+        try:
+            with (tmp_path / "said").open("w") as said:
+                report_check(find_place(root, None), Output(said, as_json=False), Progress(said))
+            peaks_bytes.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert f"keys: {keys}" in (tmp_path / "said").read_text()
+    assert peaks_bytes[1] < peaks_bytes[0] + 100_000, peaks_bytes
