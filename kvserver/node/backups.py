@@ -1,7 +1,7 @@
 """Copies of the store for clients that save it.
 
-Purpose: what stands behind Maintenance.Snapshot: a copy in a file, made and read on the snapshot thread, shared with whoever needs one of
-the same state, gone as soon as nobody reads it.
+Purpose: what stands behind Maintenance.Snapshot: a copy in a file, made on the copying thread and read on that of the chunks, shared with
+whoever needs one of the same state, gone as soon as nobody reads it.
 
 Rules
 - What was acknowledged before the call is in the copy: it is committed to the store's file first (it was only in the WAL and in memory).
@@ -116,7 +116,7 @@ class Backups:
                     self.log.info("sending database snapshot to client", total_bytes=copy.size_bytes, index=copy.metadata.index)
                     yield OpenCopy(copy=copy, file=file, executor=self.executor, log=self.log)
                 finally:
-                    file.close()  # the name is still there, so this frees nothing and is quick
+                    await run_to_end(self.executor, file.close)
             except SnapshotStorageError as error:
                 raise self._failed(error) from error
             finally:

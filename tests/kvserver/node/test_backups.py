@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from kvserver.logs import Logger
 from kvserver.node.backups import MAX_STREAMS, RESERVE_BYTES, Backups
 from kvserver.pb import rpc_pb2
 from kvserver.snapshot import SnapshotCopies
-from kvserver.storage import EngineConfig
+from kvserver.storage import EngineConfig, batch
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Term
 from wal import OsFiles
 
@@ -199,13 +200,23 @@ async def test_a_copy_whose_file_is_cut_short_is_a_failure_not_a_short_snapshot(
             await copy.read(0, copy.size_bytes)
 
 
-async def test_a_store_that_can_not_commit_in_time_is_a_timeout(member: Copied) -> None:
+async def test_a_store_that_can_not_commit_in_time_is_a_timeout(member: Copied, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, write = threading.Event(), batch.write
+
+    def slowly(*arguments: Any) -> float:
+        assert go.wait(20)
+        return write(*arguments)
+
     member.put(b"k")
-    member.store.allow_commit_through(Index(1))  # the WAL is stuck
-    with pytest.raises(RequestTimeoutError):
-        await member.open(wait_s=0.05).__aenter__()
+    monkeypatch.setattr(batch, "write", slowly)
+    try:
+        with pytest.raises(RequestTimeoutError):
+            await member.open(wait_s=0.05).__aenter__()
+    finally:
+        go.set()
     assert member.backups.open_count == 0
-    member.store.allow_commit_through(Index(2))
+    async with member.open():
+        pass
 
 
 @pytest.mark.parametrize(
