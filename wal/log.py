@@ -39,6 +39,7 @@ from wal.errors import (
     WalNoSpaceError,
 )
 from wal.files import Files, OsFiles
+from wal.history import HistoryReader
 from wal.reader import EntrySink, ReadResult, read_log
 from wal.record import RecordType
 from wal.repair import back_up, cut_tail, rewrite_batch
@@ -230,6 +231,14 @@ class Wal:
             for segment in self._writer.segments
         )
 
+    def term_runs(self) -> list[tuple[Index, Term]]:
+        """(first index, term) for each run of equal terms from `first_index - 1` on."""
+        return self._state.term_runs()
+
+    def history(self, files: Files) -> HistoryReader:
+        """A reader of old entries, for a thread of its own; `files` are the log's."""
+        return HistoryReader(files, lambda: list(self._writer.segments))
+
     def save(self, entries: Sequence[Entry], hard_state: HardState | None, *, sync: bool) -> None:
         """Append the entries, then the hard state; with `sync`, return when all of it and everything saved before is durable.
 
@@ -280,8 +289,10 @@ class Wal:
             self._writer.flush()
             self._writer.sync()
 
-    def release(self, index: Index) -> int:
+    def release(self, index: Index, *, retain_bytes: int = 0) -> int:
         """Remove the oldest segments whose entries are all <= `index`, never the last one; return how many.
+
+        Closed segments that need not stay do so as long as they take at most `retain_bytes` together: for members that are behind.
 
         `index` must be held durably by the store. Above the commit index that was saved here (apply may be ahead of it) nothing goes: such
         an entry could still be overwritten. Each removal is durable before the next, so a crash leaves no gap.
@@ -289,7 +300,7 @@ class Wal:
         self._check_usable()
         index = min(index, self._state.hard_state.commit)
         with self._fatal():
-            count = self._writer.remove_segments(index)
+            count = self._writer.remove_segments(index, retain_bytes)
         if count:
             oldest = self._writer.segments[0].first_index - 1
             self._state.forget(Index(min(oldest, index, self._state.last_index)))
