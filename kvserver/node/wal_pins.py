@@ -1,7 +1,7 @@
 """Which members are being fed from the WAL, and from where on: what the releaser leaves them for a while.
 
 Rules
-- A member that needs what memory has dropped and the WAL still has, and whose position has moved while it did, is being fed: it pins the log
+- A member that needs what memory has dropped and the WAL still has, and whose position has moved meanwhile, is being fed: it pins the log
   from there on. `PIN_S` after its position last moved the pin ends. So one that is down holds nothing, and one that is stuck not for long.
 - The bound in bytes is the releaser's: twice what is retained anyway. A member that is slower than the writes gets a snapshot in the end.
 - A member whose position isn't known yet (`match_index` 0, right after an election), or to whom a snapshot is on its way, pins nothing.

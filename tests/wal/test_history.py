@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft.types import Index
+from raft.types import Entry, Index
 from tests.wal.test_model import step
 from wal import DamagedError, HistoryGoneError, Marker, OsFiles, Wal, WalIOError
 from wal.history import MAX_ENTRIES
@@ -167,3 +167,81 @@ def test_a_system_error_names_the_file(log):
 
     with pytest.raises(WalIOError, match="Input/output error"):
         log.history(Failing()).read(Index(1), Index(5), 100, term_one)
+
+
+def reopened(kit, log, applied: int, recent_bytes: int | None):
+    """The log opened anew, with what its sink saw."""
+    directory = log.segments()[0].path.parent
+    log.close()
+    seen: list[Entry] = []
+    wal, recovered = Wal.open(
+        directory, kit.METADATA, seen.append, applied_index=Index(applied), recent_bytes=recent_bytes, segment_size_bytes=8192
+    )
+    return wal, recovered, [entry.index for entry in seen]
+
+
+def last_run(indexes: list[int]) -> list[int]:
+    """From the last gap on (a log's first segment is read always: the term changes in it)."""
+    return next(
+        indexes[position:] for position in reversed(range(len(indexes))) if position == 0 or indexes[position - 1] + 1 < indexes[position]
+    )
+
+
+def test_a_start_reads_only_the_headers_of_what_is_retained_and_the_log_is_the_same(kit, log):
+    whole, recovered, seen = reopened(kit, log, 60, None)
+    segments, runs = [(info.path, info.used_bytes, info.first_index) for info in whole.segments()], whole.term_runs()
+    assert seen == list(range(1, 61))
+    partly, again, seen = reopened(kit, whole, 60, 20_000)
+    seen = last_run(seen)
+    assert 20 < len(seen) < 40, "20 KB of closed segments, and the newest one"
+    assert seen[-1] == 60
+    assert (again.first_index, again.last_index, again.hard_state, again.prev_term) == (
+        recovered.first_index,
+        recovered.last_index,
+        recovered.hard_state,
+        recovered.prev_term,
+    )
+    assert [(info.path, info.used_bytes, info.first_index) for info in partly.segments()] == segments
+    assert partly.term_runs() == runs
+    assert [entry.index for entry in read_all(partly.history(OsFiles()), partly, 1, 61, 3000)] == list(range(1, 61))
+    assert partly.release(Index(60)) == len(segments) - 1, "what was not read is released as what was"
+    partly.close()
+
+
+@pytest.mark.parametrize("applied", [0, 7, 23, 59])
+def test_a_start_reads_everything_above_the_applied_index_whatever_is_recent(kit, log, applied):
+    wal, _, seen = reopened(kit, log, applied, 0)
+    seen = last_run(seen)
+    assert seen[0] <= applied + 1
+    assert seen == list(range(seen[0], 61))
+    wal.close()
+
+
+def test_a_start_reads_a_retained_segment_in_which_the_term_changed_or_a_snapshot_was_installed(kit, tmp_path):
+    wal = Wal.create(tmp_path / "wal", kit.METADATA, segment_size_bytes=8192)
+    for index in range(1, 101):
+        term = 1 if index < 30 else 2 if index < 33 else 4
+        wal.save([*kit.entries(index, index, term, size=1000)], kit.state(term=term, commit=index), sync=True)
+    runs = wal.term_runs()
+    assert len(runs) > 2
+    wal, _, seen = reopened(kit, wal, 100, 0)
+    assert wal.term_runs() == runs
+    assert 30 in seen
+    assert 33 in seen
+    assert len(seen) < 40
+    wal.save_marker(Marker(Index(200), 4), kit.state(term=4, commit=200))
+    for index in range(201, 240):
+        wal.save([*kit.entries(index, index, 4, size=1000)], kit.state(term=4, commit=index), sync=True)
+    wal, recovered, _ = reopened(kit, wal, 239, 0)
+    assert (recovered.first_index, recovered.prev_term, recovered.marker) == (201, 4, Marker(Index(200), 4))
+    wal.close()
+
+
+def test_a_retained_segment_that_is_not_read_is_refused_when_it_is_too_short_or_another_ones(kit, log):
+    path = log.segments()[1].path
+    content = path.read_bytes()
+    log.close()
+    path.write_bytes(content[:-200])
+    with pytest.raises(DamagedError, match="should reach offset") as caught:
+        Wal.open(path.parent, kit.METADATA, lambda entry: None, applied_index=Index(60), recent_bytes=0, segment_size_bytes=8192)
+    assert caught.value.path == path

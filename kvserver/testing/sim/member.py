@@ -103,7 +103,7 @@ class Member:
         disk.received.clear()
         self.store = SimStore(self, disk, plan.pace, self._note_durable)
         self._checks.check_state(self.id, self.store.state)
-        self.window = loader.finish(recovered, recovered.hard_state, self.conf_state, self.store.durable)
+        self.window = loader.finish(recovered, recovered.hard_state, self.conf_state, self.store.durable, term_at=disk.wal.state.term_at)
         self._keeper = WindowKeeper(self.window, self.book, plan.limits)
         self.log = LogState(start_index=Index(recovered.first_index - 1), start_term=recovered.prev_term)
         for index in range(recovered.first_index, recovered.last_index + 1):
