@@ -44,12 +44,12 @@ _place = itemgetter(0)
 
 
 class HistoryGoneError(WalError):
-    """The segment that held an entry was released: the log begins behind it now."""
+    """What was asked for was released: the log begins behind `index` now."""
 
     deterministic = True
 
     def __init__(self, path: Path, index: Index) -> None:
-        super().__init__(f"{path}: the segment with entry {index} was released; the log begins behind it")
+        super().__init__(f"{path}: the entries through {index} were released; the log begins behind them")
         self.path = path
         self.index = index
 
@@ -83,6 +83,8 @@ class HistoryReader:
         """
         segments = self._segments()
         self._forget(segments)
+        if lo < segments[0].first_index:
+            raise HistoryGoneError(segments[0].path, Index(segments[0].first_index - 1))
         answer = _Answer(lo, hi, max_bytes, term_at)
         last = segments[-1]
         for segment in segments:

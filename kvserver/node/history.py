@@ -51,6 +51,7 @@ def make_history(
         terms=TermRuns(origin.wal.term_runs()),
         reader=origin.wal.history(files),
         worker=worker,
+        clock=asyncio.get_running_loop(),
         cache_bytes=config.wal_read_cache_bytes,
         metrics=metrics,
         log=log,

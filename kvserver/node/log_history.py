@@ -19,19 +19,17 @@ One owner, on the loop; only `HistoryReader.read` runs elsewhere.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node.block_cache import BlockCache
 from kvserver.node.log_window import ENTRY_OVERHEAD_BYTES
 from kvserver.node.term_runs import TermRuns
-from kvserver.node.worker import Worker
 from raft.types import Entry, Index, Term
 from wal import DamagedError, HistoryGoneError, WalError
 
@@ -57,8 +55,27 @@ class EntryReader(Protocol):
     def read(self, lo: Index, hi: Index, max_bytes: int, term_at: Callable[[int], Term]) -> list[Entry]: ...
 
 
+class Thread(Protocol):
+    """Where reads run, in order; `done(result, error)` is called on the loop. `Worker`."""
+
+    def submit(self, work: Callable[[], object], done: Callable[[Any, BaseException | None], None]) -> None: ...
+
+
+class Timer(Protocol):
+    """What `Clock.call_later` gives."""
+
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """The event loop's clock."""
+
+    def time(self) -> float: ...
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> Timer: ...
+
+
 class LogHistory:
-    """Entries `[first_index, ..)` on disk. Made and used on a running loop."""
+    """Entries `[first_index, ..)` on disk."""
 
     def __init__(
         self,
@@ -66,7 +83,8 @@ class LogHistory:
         first_index: Index,
         terms: TermRuns,
         reader: EntryReader,
-        worker: Worker,
+        worker: Thread,
+        clock: Clock,
         cache_bytes: int,
         metrics: Metrics,
         log: Logger,
@@ -81,15 +99,15 @@ class LogHistory:
         self._log = log
         self._on_ready = on_ready
         self._on_fatal = on_fatal
-        self._loop = asyncio.get_running_loop()
+        self._clock = clock
         self._cache = BlockCache(cache_bytes)
         self._waiting: OrderedDict[Index, Index] = OrderedDict()  # from where -> up to where
         self._is_reading = False
         self._is_stopped = False
         self._generation = 0
         self._next_s = 0.0
-        self._pause: asyncio.TimerHandle | None = None
-        self._idle: asyncio.TimerHandle | None = None
+        self._pause: Timer | None = None
+        self._idle: Timer | None = None
         self._used_s = 0.0
 
     @property
@@ -111,7 +129,7 @@ class LogHistory:
         if not found:
             self._want(lo, hi)
             return found
-        self._used_s = self._loop.time()
+        self._used_s = self._clock.time()
         behind = Index(lo + len(found))
         if behind < hi:
             self._want(behind, hi)
@@ -159,9 +177,9 @@ class LogHistory:
         """Begin the next read, unless one is under way or the rate says wait."""
         if self._is_reading or self._pause is not None:
             return
-        wait_s = self._next_s - self._loop.time()
+        wait_s = self._next_s - self._clock.time()
         if wait_s > 0:
-            self._pause = self._loop.call_later(wait_s, self._end_pause)
+            self._pause = self._clock.call_later(wait_s, self._end_pause)
             return
         while self._waiting:
             lo, hi = self._waiting.popitem(last=False)
@@ -194,18 +212,18 @@ class LogHistory:
         self._metrics.wal_reads.add()
         self._metrics.wal_read_bytes.add(size_bytes)
         self._metrics.wal_read_seconds.observe(took_s)
-        now_s = self._loop.time()
+        now_s = self._clock.time()
         self._next_s = max(self._next_s, now_s - _BURST_S) + cost_bytes / RATE_BYTES_PER_S
         self._cache.put(entries)
         self._used_s = now_s
         if self._idle is None:
-            self._idle = self._loop.call_later(IDLE_S, self._drop_if_idle)
+            self._idle = self._clock.call_later(IDLE_S, self._drop_if_idle)
 
     def _drop_if_idle(self) -> None:
         self._idle = None
-        left_s = self._used_s + IDLE_S - self._loop.time()
+        left_s = self._used_s + IDLE_S - self._clock.time()
         if left_s > 0:
-            self._idle = self._loop.call_later(left_s, self._drop_if_idle)
+            self._idle = self._clock.call_later(left_s, self._drop_if_idle)
         else:
             self._cache.clear()
 

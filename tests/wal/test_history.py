@@ -55,7 +55,7 @@ def check_reads(life, reader, rng: random.Random) -> None:
         assert read_all(reader, wal, lo, hi, rng.choice([1, 500, 5_000, 1 << 30])) == list(state.entries[lo - start : hi - start])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), steps=STEPS)
 def test_what_is_read_back_is_what_the_log_holds(kit, seed, steps):
     life = kit.Life(kit.SimDisk(seed))
