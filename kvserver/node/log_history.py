@@ -35,7 +35,7 @@ from wal import DamagedError, HistoryGoneError, WalError
 
 BLOCK_BYTES: Final = 768 * 1024
 """Data in one read: with what raft's size limit adds for each entry it fits one message."""
-RATE_BYTES_PER_S: Final = 64 * 1024 * 1024
+RATE_BYTES_PER_S: Final = 128 * 1024 * 1024
 _BURST_S: Final = 0.1
 IDLE_S: Final = 5.0
 MAX_WAITING: Final = 64
@@ -86,6 +86,7 @@ class LogHistory:
         worker: Thread,
         clock: Clock,
         cache_bytes: int,
+        block_bytes: int = BLOCK_BYTES,
         metrics: Metrics,
         log: Logger,
         on_ready: Callable[[], None],
@@ -101,6 +102,7 @@ class LogHistory:
         self._on_fatal = on_fatal
         self._clock = clock
         self._cache = BlockCache(cache_bytes)
+        self._block_bytes = block_bytes
         self._waiting: OrderedDict[Index, Index] = OrderedDict()  # from where -> up to where
         self._is_reading = False
         self._is_stopped = False
@@ -186,7 +188,7 @@ class LogHistory:
             if lo >= self._first and not self._cache.holds(lo):
                 self._is_reading = True
                 # The terms are copied: entries below `hi` keep theirs for ever, but the runs grow and are cut while the thread reads.
-                read = partial(_timed_read, self._reader, lo, hi, self.terms.copy())
+                read = partial(_timed_read, self._reader, lo, hi, self._block_bytes, self.terms.copy())
                 self._worker.submit(read, partial(self._read_ended, self._generation, lo, hi))
                 return
 
@@ -244,8 +246,8 @@ class LogHistory:
                 self._on_fatal(RuntimeError(f"reading the log back ended with {error!r}"))
 
 
-def _timed_read(reader: EntryReader, lo: Index, hi: Index, terms: TermRuns) -> tuple[list[Entry], float]:
+def _timed_read(reader: EntryReader, lo: Index, hi: Index, block_bytes: int, terms: TermRuns) -> tuple[list[Entry], float]:
     """On the reading thread."""
     began_s = perf_counter()
-    entries = reader.read(lo, hi, BLOCK_BYTES, terms.term_at)
+    entries = reader.read(lo, hi, block_bytes, terms.term_at)
     return entries, perf_counter() - began_s

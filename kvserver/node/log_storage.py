@@ -30,7 +30,7 @@ class LogStorage:
 
     def __init__(self, window: LogWindow, history: LogHistory) -> None:
         self.window = window
-        self._history = history
+        self.history = history
 
     def initial_state(self) -> tuple[HardState, ConfState]:
         """The hard state and configuration that the member started with."""
@@ -38,7 +38,7 @@ class LogStorage:
 
     def first_index(self) -> Index:
         """The lowest index that can be had, from memory or from disk."""
-        return min(self._history.first_index, self.window.first_index())
+        return min(self.history.first_index, self.window.first_index())
 
     def last_index(self) -> Index:
         """The highest durable index."""
@@ -55,7 +55,7 @@ class LogStorage:
             return self.window.term(index)
         if index < self.first_index() - 1:
             raise CompactedError
-        return self._history.terms.term_at(index)
+        return self.history.terms.term_at(index)
 
     def entries(self, lo: Index, hi: Index, max_size_bytes: int) -> list[Entry]:
         """Entries from `lo` on, below `hi`, at least one, cut where their payload exceeds `max_size_bytes` and where memory begins.
@@ -69,7 +69,7 @@ class LogStorage:
             return self.window.entries(lo, hi, max_size_bytes)
         if lo < self.first_index():
             raise CompactedError
-        found = self._history.take(lo, min(hi, memory_first), max_size_bytes)
+        found = self.history.take(lo, min(hi, memory_first), max_size_bytes)
         if not found:
             raise UnavailableError
         return found
@@ -82,9 +82,9 @@ class LogStorage:
         """As `LogWindow.append`: they are durable."""
         self.window.append(entries)
         first = self.window.first_index()  # what is below it is applied, and keeps its term whatever comes once more
-        self._history.terms.note(entries if not entries or entries[0].index >= first else [each for each in entries if each.index >= first])
+        self.history.terms.note(entries if not entries or entries[0].index >= first else [each for each in entries if each.index >= first])
 
     def reset(self, index: Index, term: Term) -> None:
         """As `LogWindow.reset`: a snapshot was installed."""
         self.window.reset(index, term)
-        self._history.reset(index, term)
+        self.history.reset(index, term)

@@ -112,6 +112,7 @@ class Life:
             worker=self.thread,
             clock=self.clock,
             cache_bytes=cache_bytes,
+            block_bytes=BLOCK_BYTES,
             metrics=self.metrics,
             log=Logger(StreamOutput([self.lines])),
             on_ready=self._note_ready,

@@ -43,7 +43,7 @@ def terms_keep_what_was_overwritten(patch: Patch) -> None:
 def entries_that_come_once_more_cut_the_terms(patch: Patch) -> None:
     def append(self: Any, entries: Any) -> None:
         self.window.append(entries)
-        self._history.terms.note(entries)
+        self.history.terms.note(entries)
 
     patch.setattr(LogStorage, "append", append)
 
@@ -195,7 +195,6 @@ def what_was_read_is_not_told(patch: Patch) -> None:
     ids=lambda plant: plant.__name__,
 )
 def test_the_model_finds_it(plant: Callable[[Patch], None], monkeypatch: Patch) -> None:
-    monkeypatch.setattr(log_history, "BLOCK_BYTES", history_model.BLOCK_BYTES)
     monkeypatch.setattr(log_history, "RATE_BYTES_PER_S", history_model.RATE_BYTES_PER_S)
     plant(monkeypatch)
     for seed in range(SEEDS):

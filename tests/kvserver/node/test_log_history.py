@@ -15,8 +15,7 @@ from tests.kvserver.node.history_model import Life
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(log_history, "BLOCK_BYTES", history_model.BLOCK_BYTES)
+def slow_reads(monkeypatch):
     monkeypatch.setattr(log_history, "RATE_BYTES_PER_S", history_model.RATE_BYTES_PER_S)
 
 
