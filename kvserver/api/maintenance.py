@@ -46,7 +46,7 @@ class MaintenanceService:
         self._reconfiguration = reconfiguration
 
     async def status(self, request: rpc_pb2.StatusRequest, call: Call) -> rpc_pb2.StatusResponse:
-        """This member as it is."""
+        """This member as it is. `errors`: this member's own want of disk space, no leader, and the alarms of the whole cluster."""
         self._guard.admit(call, for_learner=True)
         view, status = self._view, self._view.status()
         errors = list(status.errors)

@@ -106,7 +106,7 @@ class KvReader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberStatus:
-    """This member now: what Status shows. Sizes in bytes; `db_quota_bytes` is the store's limit."""
+    """This member now: what Status shows. Sizes in bytes; `db_quota_bytes` is the store's limit, `errors` what is wrong here."""
 
     revision: Revision
     committed_index: Index

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, Protocol
 
-from kvserver.apply import Membership, Store
+from kvserver.apply import Alarms, Membership, Store
 from kvserver.config import ServerConfig
 from kvserver.logs import Logger, RaftLogSink
 from kvserver.metrics import Metrics
@@ -40,6 +40,7 @@ from kvserver.node.proposals import Proposals
 from kvserver.node.reads import Reads
 from kvserver.node.reconfiguration import Reconfiguration, ReconfigurationRules
 from kvserver.node.releaser import WalReleaser
+from kvserver.node.space import Disks
 from kvserver.node.space_watch import SpaceParts, SpaceWatch
 from kvserver.node.transfers import Installer
 from kvserver.node.worker import Worker
@@ -81,6 +82,9 @@ class Events(Protocol):
 
     def note_membership(self, membership: Membership) -> None:
         """A change of the members was applied."""
+
+    def note_alarms(self, alarms: Alarms) -> None:
+        """An alarm was raised or disarmed."""
 
     def note_installed(self, metadata: SnapshotMetadata) -> None:
         """A snapshot is in force."""
@@ -318,6 +322,7 @@ def _make_apply_queue(ground: Ground, events: Events, driver: Driver, proposals:
         resolve=proposals.resolve,
         note_applied=driver.note_applied,
         on_membership=events.note_membership,
+        on_alarms=events.note_alarms,
     )
     return ApplyQueue(store=ground.store, apply_entry=entries.apply, on_applied=driver.storage_responded, on_fatal=events.fail)
 
@@ -360,7 +365,8 @@ def watch_space(ground: Ground, parts: Parts, hand_over: HandOver, *, on_fatal: 
             worker=parts.worker,
             store=ground.store,
             files=ground.directory.files,
-            store_directory=ground.directory.snap,
+            disks=_disks(ground.directory),
+            segment_bytes=ground.config.wal_segment_bytes,
             driver=parts.driver,
             proposals=parts.proposals,
             hand_over=hand_over,
@@ -375,3 +381,12 @@ def watch_space(ground: Ground, parts: Parts, hand_over: HandOver, *, on_fatal: 
     parts.proposals.check_change = watch.check_change
     parts.handler.admit = watch.admit
     return watch
+
+
+def _disks(directory: DataDirectory) -> Disks:
+    """Where store and WAL lie. Nothing but what people are told depends on `is_one`, so a look that fails is answered with no."""
+    try:
+        is_one = directory.snap.stat().st_dev == directory.wal.stat().st_dev
+    except OSError:
+        is_one = False
+    return Disks(store=directory.snap, wal=directory.wal, is_one=is_one)

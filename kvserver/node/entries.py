@@ -13,7 +13,7 @@ from dataclasses import replace
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as PbMessage
 
-from kvserver.apply import Applier, MemberChange, Membership, Store, change_members, decode_change
+from kvserver.apply import Alarms, Applier, MemberChange, Membership, Store, change_members, decode_change
 from kvserver.commands import ProposalId
 from kvserver.errors import DeterministicError, FatalError, NotEnoughStartedMembersError, RequestError
 from kvserver.pb import internal_pb2
@@ -42,6 +42,7 @@ class EntryApplier:
         resolve: Callable[[ProposalId, PbMessage | RequestError], None],
         note_applied: Callable[[Index, Term], None],
         on_membership: Callable[[Membership], None],
+        on_alarms: Callable[[Alarms], None],
     ) -> None:
         self._store = store
         self._applier = Applier(store)
@@ -49,11 +50,15 @@ class EntryApplier:
         self._resolve = resolve
         self._note_applied = note_applied
         self._on_membership = on_membership
+        self._on_alarms = on_alarms
 
     def apply(self, entry: Entry) -> None:
         """Apply the next entry. Raises FatalError when this member can't."""
         if entry.type is EntryType.NORMAL:
+            alarms = self._store.alarms
             applied = self._applier.apply_entry(entry.index, entry.term, entry.data)
+            if self._store.alarms is not alarms:
+                self._on_alarms(self._store.alarms)
             # First the result, then the news of the term: it fails what was proposed under an older term, and this entry was applied.
             if applied.proposal is not None:
                 self._resolve(applied.proposal, applied.result)

@@ -31,7 +31,7 @@ from kvserver.node.block_cache import BlockCache
 from kvserver.node.log_window import ENTRY_OVERHEAD_BYTES
 from kvserver.node.term_runs import TermRuns
 from raft.types import Entry, Index, Term
-from wal import DamagedError, HistoryGoneError, WalError
+from wal import DamagedError, HistoryGoneError, WalError, guide
 
 BLOCK_BYTES: Final = 768 * 1024
 """Data in one read: with what raft's size limit adds for each entry it fits one message."""
@@ -44,7 +44,7 @@ MAX_WAITING: Final = 64
 
 _DAMAGED: Final = (
     "the write-ahead log is damaged where another member needs it: members get a snapshot instead; this member runs on, but may refuse to "
-    "start again with this log, so replace it (docs/operations/corruption.md)"
+    f"start again with this log: replace it ({guide('corruption')})"
 )
 _UNREADABLE: Final = "the write-ahead log can't be read where another member needs it: members get a snapshot instead"
 

@@ -11,6 +11,8 @@ Theory of operation
   Deletions, compactions, alarms and membership changes go on: they are small, and some of them give space back.
 - Nothing at all is taken while nothing could be acknowledged: an append is held, or the write buffer is full as well.
 - Reads are never refused here.
+- How much has to be free before all is taken again: `SETTLED_BYTES` behind the store's waiting batch, and a segment for the WAL's reserve
+  (two while an append is held: it takes one itself). Where store and WAL share a disk, both together (`shortages`).
 
 Rules: the state changes by `advance` only, which is total: an event that says what is known already changes nothing.
 
@@ -23,6 +25,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
+from pathlib import Path
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -75,6 +78,27 @@ class Space:
         return self.store_full or self.spare_missing or self.append_held
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disks:
+    """Where a member keeps its store and its WAL; `is_one`: on the same file system."""
+
+    store: Path
+    wal: Path
+    is_one: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """What is wanting on one disk, for people.
+
+    `what` says it in the words of the metric; so many bytes have to be free where `directory` lies before writes are taken again.
+    """
+
+    what: tuple[str, ...]
+    directory: Path
+    needed_bytes: int
+
+
 _CHANGES: Final[Mapping[SpaceEvent, Mapping[str, bool]]] = {
     SpaceEvent.STORE_FULL: {"store_full": True},
     SpaceEvent.STORE_FREE: {"store_full": False},
@@ -97,6 +121,30 @@ def refusal(space: Space, *, buffer_full: bool) -> Refusal:
     if space.append_held or (space.store_full and buffer_full):
         return Refusal.EVERYTHING
     return Refusal.GROWTH
+
+
+def shortages(space: Space, disks: Disks, *, store_needed_bytes: int, segment_bytes: int) -> tuple[Shortage, ...]:
+    """What is wanting on each disk; nothing exactly when the member is not short.
+
+    Args:
+        store_needed_bytes: what the store needs, if it is short (`store_needs`).
+        segment_bytes: the size of a WAL segment.
+    """
+    store = (Shortage(what=("store",), directory=disks.store, needed_bytes=store_needed_bytes),) if space.store_full else ()
+    wanting = [name for name, is_wanting in (("wal", space.append_held), ("wal_spare", space.spare_missing)) if is_wanting]
+    if not wanting:
+        return store
+    wal = Shortage(what=tuple(wanting), directory=disks.wal, needed_bytes=segment_bytes * len(wanting))
+    if not (store and disks.is_one):
+        return (*store, wal)
+    both = replace(store[0], what=(*store[0].what, *wal.what), needed_bytes=store_needed_bytes + wal.needed_bytes)
+    return (both,)
+
+
+def store_needs(*, is_committed: bool, waiting_bytes: int, reusable_bytes: int) -> int:
+    """Bytes that must be free on a full store's disk before it counts as having space: `SETTLED_BYTES`, and what waits to be committed.
+    Once a commit has succeeded, free pages of the file count as well; before, nothing says that they help."""
+    return max(0, SETTLED_BYTES - reusable_bytes) if is_committed else SETTLED_BYTES + waiting_bytes
 
 
 def has_settled(*, free_bytes: int, reusable_bytes: int) -> bool:

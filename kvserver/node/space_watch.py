@@ -7,7 +7,8 @@ Rules
   voter that says it has space, every `RETRY_S` (leadership: `space.HAND_OVER_PAUSE_S`).
 - A write that another member forwarded here and that is refused never reaches raft, and that member is told at once (`NO_SPACE`): its
   client hears the documented error instead of a time-out. For `LEADER_SHORT_S` it then refuses such writes itself.
-- Entering and leaving are logged once each; `/metrics` shows what is wanting.
+- Entering and leaving are logged once each, with how much must be free and where; every `REMIND_S` in between, with how much is. So a
+  shortage costs two lines a minute at most (one for each disk). `/metrics` and Status show what is wanting.
 
 Caveats: what was handed to raft before the disk was full is not refused any more; it is answered when it is applied, or its client gives
 up waiting (the outcome is then unknown, and no acknowledged write is lost).
@@ -32,7 +33,9 @@ from kvserver.node.forwarding import ForwardKind
 from kvserver.node.handover import HandOver
 from kvserver.node.proposals import Proposals
 from kvserver.node.space import (
+    Disks,
     Refusal,
+    Shortage,
     Space,
     SpaceEvent,
     advance,
@@ -40,8 +43,10 @@ from kvserver.node.space import (
     is_refused,
     refusal,
     refused_proposal,
+    shortages,
     should_hand_over,
     split_forwarded,
+    store_needs,
 )
 from kvserver.node.worker import Worker
 from kvserver.peer import PeerRequestError
@@ -54,6 +59,8 @@ from wal import Files
 RETRY_S: Final = 1.0
 ASK_TIMEOUT_S: Final = 1.0
 LEADER_SHORT_S: Final = 1.0
+REMIND_S: Final = 60.0
+"""How often a shortage that lasts is logged again."""
 _ID: Final = struct.Struct(">QQ")
 YES: Final = b"\1"
 NO: Final = b"\0"
@@ -78,6 +85,8 @@ class BufferedStore(Protocol):
     def size_bytes(self) -> int: ...
     @property
     def size_in_use_bytes(self) -> int: ...
+    @property
+    def buffered_payload_bytes(self) -> int: ...
 
 
 class LeaderView(Protocol):
@@ -91,14 +100,18 @@ class LeaderView(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceParts:
-    """Whom the watch works with. `contact_s` is how recently a voter must have been heard from to be handed leadership."""
+    """Whom the watch works with.
+
+    `contact_s` is how recently a voter must have been heard from to be handed leadership, `segment_bytes` the size of a WAL segment.
+    """
 
     member_id: NodeId
     wal: SpareLog
     worker: Worker
     store: BufferedStore
     files: Files
-    store_directory: Path
+    disks: Disks
+    segment_bytes: int
     driver: LeaderView
     proposals: Proposals
     hand_over: HandOver
@@ -121,6 +134,8 @@ class SpaceWatch:
         self._last_try_s = -math.inf
         self._leader_short_until_s = 0.0
         self._short_since_s = 0.0
+        self._said_s = 0.0
+        self._free_bytes: dict[Path, int] = {}  # as last measured, of disks that were short then
         self._stopped = False
         parts.wal.on_spare_lost = self._spare_lost_in_thread
         if not parts.wal.has_spare:
@@ -138,6 +153,24 @@ class SpaceWatch:
         """What this member refuses now, for want of space here or (as it has said) on the leader."""
         own = refusal(self._space, buffer_full=not self._parts.store.has_room)
         return max(own, Refusal.GROWTH) if self._loop.time() < self._leader_short_until_s else own
+
+    def describe(self) -> tuple[str, ...]:
+        """What is wanting, a sentence for each disk, without its paths: clients are told it (Status)."""
+        return tuple(self._sentence(each) for each in self._shortages())
+
+    def _sentence(self, shortage: Shortage) -> str:
+        free_bytes = self._free_bytes.get(shortage.directory)
+        free = "" if free_bytes is None else f"{free_bytes} bytes free; "
+        return f"short of disk space ({' '.join(shortage.what)}): {free}writes are taken again at {shortage.needed_bytes}"
+
+    def _shortages(self) -> tuple[Shortage, ...]:
+        parts, store = self._parts, self._parts.store
+        needed_bytes = store_needs(
+            is_committed=self._store_committed,
+            waiting_bytes=store.buffered_payload_bytes,
+            reusable_bytes=store.size_bytes - store.size_in_use_bytes,
+        )
+        return shortages(self._space, parts.disks, store_needed_bytes=needed_bytes, segment_bytes=parts.segment_bytes)
 
     def check(self, kind: CommandKind, request: PbMessage) -> None:
         """Raise NoSpaceError for a command that is not taken now."""
@@ -173,19 +206,40 @@ class SpaceWatch:
         before, self._space = self._space, advance(self._space, event)
         if self._space == before or self._stopped:
             return
-        log = self._parts.log
+        log, now_s = self._parts.log, self._loop.time()
         if not self._space.is_short:
-            log.info("there is disk space again: writes are taken", short_s=round(self._loop.time() - self._short_since_s, 1))
+            self._free_bytes = {}
+            log.info("there is disk space again: writes are taken", short_s=round(now_s - self._short_since_s, 1))
             return
         if not before.is_short:
-            self._short_since_s = self._loop.time()
+            self._short_since_s = self._said_s = now_s
         if not reason:
-            log.info("some disk space is back, writes are still refused", what=event.value)
+            log.info("some disk space is back, writes are still refused", what=event.value, **self._needs())
             return
-        log.warning("short of disk space: writes are refused", what=event.value, reason=reason)
+        log.warning("short of disk space: writes are refused", what=event.value, reason=reason, **self._needs())
         self._refuse_waiting()
         if self._task is None:
             self._begin()
+
+    def _needs(self) -> dict[str, object]:
+        """What must be free, and where, before writes are taken again: fields of a line."""
+        return {"needed_bytes": {str(each.directory): each.needed_bytes for each in self._shortages()}}
+
+    def _remind(self) -> None:
+        """Say again what is wanting, if that was not said for a while."""
+        now_s = self._loop.time()
+        if now_s - self._said_s < REMIND_S:
+            return
+        self._said_s = now_s
+        for each in self._shortages():
+            self._parts.log.warning(
+                "still short of disk space: writes are refused",
+                what=" ".join(each.what),
+                directory=str(each.directory),
+                free_bytes=self._free_bytes.get(each.directory),
+                needed_bytes=each.needed_bytes,
+                short_s=round(now_s - self._short_since_s, 1),
+            )
 
     def _begin(self) -> None:
         self._task = self._loop.create_task(self._pursue(), name="space-watch")
@@ -210,15 +264,24 @@ class SpaceWatch:
             await asyncio.sleep(RETRY_S)
             if self._space.spare_missing and await self._parts.worker.run(self._parts.wal.refill_spare):
                 self._note(SpaceEvent.SPARE_MADE, "")
-            if self._space.store_full and self._store_committed and await self._store_has_settled():
+            await self._measure()
+            if self._space.store_full and self._store_has_settled():
                 self._note(SpaceEvent.STORE_FREE, "")
+            self._remind()
 
-    async def _store_has_settled(self) -> bool:
-        parts = self._parts
-        reusable_bytes = parts.store.size_bytes - parts.store.size_in_use_bytes
-        free_bytes = await asyncio.to_thread(parts.files.free_bytes, parts.store_directory)
-        # Asked of the disk meanwhile: another commit may have failed.
-        return self._store_committed and has_settled(free_bytes=free_bytes, reusable_bytes=reusable_bytes)
+    async def _measure(self) -> None:
+        """Look how much is free on the disks that are short."""
+        measured = {}
+        for each in self._shortages():
+            measured[each.directory] = await asyncio.to_thread(self._parts.files.free_bytes, each.directory)
+        self._free_bytes = measured
+
+    def _store_has_settled(self) -> bool:
+        """Whether the store has committed since it was short, and found enough space at the last look."""
+        store, free_bytes = self._parts.store, self._free_bytes.get(self._parts.disks.store)
+        if not self._store_committed or free_bytes is None:
+            return False
+        return has_settled(free_bytes=free_bytes, reusable_bytes=store.size_bytes - store.size_in_use_bytes)
 
     async def _find_leader(self) -> None:
         """Hand leadership to a voter that has space, if this member leads and there is one."""

@@ -4,7 +4,9 @@ Rules: every leaf of `RequestError` has a row (a test walks the classes); the me
 compare. An exception that is not a `RequestError` never reaches a client: it is logged with its traceback and answered `INTERNAL_MESSAGE`.
 `GO_NAMES` are the names that grpc's metrics use for codes.
 
-Source: the error table of the client contract; etcd's rpctypes for the pairs of code and message.
+Source: the error table of the client contract; etcd's rpctypes for the pairs of code and message. Two are UNKNOWN though rpctypes gives
+them another code: etcd's own table leads `too many requests` and `not enough started members` to its client's error values, which carry no
+status, and so that is what its clients see on the wire. Go's client finds both by their text.
 """
 
 from __future__ import annotations

@@ -78,11 +78,15 @@ def test_the_corruption_page_works_as_it_is_written(tmp_path: Path) -> None:
             said = page.run("check", exit_code=1).stdout
             assert "fails its checksum" in said
             assert "at offset" in said
-            assert "sound; a server would start" in page.run("wal").stdout
+            assert "the log is sound; a server would start" in page.run("wal").stdout
 
             damaged.start()
             wait_until(lambda: damaged.metrics().get("kvserver_corrupt_check_damaged_total", 0) > 0, "the periodic check finds it")
             wait_until(lambda: bool(damaged.log_events("the store is corrupt")), "the log says it")
+            wait_until(lambda: all(node.log_events("alarm raised") for node in cluster.nodes), "every member's log says whose disk it is")
+            who = page.run("who").stdout
+            assert f"http://127.0.0.1:{damaged.peer_port}" in who
+            assert [who.startswith(str(line["from"])) for node in cluster.nodes for line in node.log_events("alarm raised")] == [True] * 3
             calls = KvCalls(damaged.endpoint)
             with pytest.raises(grpc.RpcError, match="corrupt cluster"):
                 calls.range(rpc_pb2.RangeRequest(key=b"rotten", serializable=True))

@@ -75,6 +75,10 @@ def test_the_procedure_for_a_full_disk(cluster: ProcessCluster, tmp_path: Path) 
     assert 'kvserver_disk_space_short{what="store"}' in looked
     assert " 1.0\n" in looked
     assert "old-backup.tar" in looked
+    assert ", short of disk space (" in looked, "endpoint status says it"
+    said = full.log_events("short of disk space: writes are refused")
+    assert said
+    assert all(str(full.data_dir) in str(line["needed_bytes"]) for line in said)
     page.run("free")
     wait_until(
         lambda: sum(short for name, short in full.metrics().items() if name.startswith("kvserver_disk_space_short")) == 0, "it is over"

@@ -101,6 +101,8 @@ def test_the_procedure_for_a_store_at_its_quota(make_cluster: Any, tmp_path: Pat
         assert run("etcdctl", node.endpoint, "put", "a", "1").stderr.endswith(f"Error: {NO_SPACE}\n")
         assert run("etcdctl", node.endpoint, "endpoint", "status").stdout.endswith(f", {line}")
         assert run("etcdctl", node.endpoint, "get", "--keys-only", "logs/today").stdout == "logs/today\n\n"
+        (raised,) = node.log_events("alarm raised")
+        assert (raised["alarm"], f"memberID:{int(str(raised['from']), 16)} alarm:NOSPACE \n") == ("NOSPACE", line)
     endpoint = cluster.nodes[2].endpoint
     assert run("kvctl", endpoint, "put", "a", "1").stderr == f"Error: {NO_SPACE}\n"
     assert "Active Alarm(s): NOSPACE" in run("kvctl", endpoint, "endpoint", "health").stderr
@@ -122,6 +124,7 @@ def test_the_procedure_for_a_store_at_its_quota(make_cluster: Any, tmp_path: Pat
     for node in cluster.nodes:
         assert run("etcdctl", node.endpoint, "put", "a", "1").stdout == "OK\n"
         wait_until(partial(has_health, node, 200), "every member is healthy again")
+        assert len(node.log_events("alarm disarmed")) == 1
     hashes = run("etcdctl", cluster.endpoints, "endpoint", "hashkv").stdout.splitlines()
     assert len({each.split(", ")[-1] for each in hashes}) == 1
 

@@ -106,7 +106,7 @@ async def test_two_processes_on_one_directory(take, states, store):
     node = await start(directory)
     try:
         if store == "lost":
-            directory.store.unlink()
+            directory.lose_store()
         await assert_refused(directory, directory.root, "in use by another kvserver process")
     finally:
         await node.stop()
@@ -247,9 +247,10 @@ def test_path_with_a_line_break_is_refused_as_a_value_of_its_flag(take, states):
     assert "control characters" in answer.stderr
 
 
+@both
 @pytest.mark.parametrize("name", ["größe-数据", os.fsdecode(b"not-\xff\xfe-text")])
-async def test_member_runs_from_a_path_that_is_no_plain_text(take, states, name):
-    directory = take(states.covered)
+async def test_member_runs_from_a_path_that_is_no_plain_text(take, states, name, store):
+    directory = take(states.kept(store), store)
     odd = directory.root.with_name(name)
     directory.root.rename(odd)
     directory.root = odd

@@ -169,6 +169,14 @@ async def test_wal_replaced_by_an_older_copy(take, states):
     await assert_refused(directory, f"index {directory.applied_index} is known to be committed", "replace-a-dead-member")
 
 
+async def test_wal_replaced_by_an_older_copy_with_the_store_lost(take, states):
+    """Nothing is left that knows better: it is the member that it was then."""
+    directory = take(states.clean, "lost")
+    shutil.rmtree(directory.wal)
+    shutil.copytree(states.behind.wal, directory.wal)
+    await assert_boots(directory, states.behind.acked)
+
+
 async def test_wal_of_a_life_that_ended_otherwise(take, states, tmp_path):
     """As long as the store asks, and of this very member, but other entries: the term at the applied index tells."""
     directory = take(states.clean)

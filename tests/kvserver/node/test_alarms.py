@@ -1,8 +1,9 @@
-"""Raising an alarm: proposed once at a time, until it is applied."""
+"""Raising an alarm: proposed once at a time, until it is applied; and what the log says of alarms."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from kvserver.commands import CommandKind
 from kvserver.errors import NoLeaderError, NoSpaceError, RequestError, RequestTimeoutError, StoppedError, TooManyRequestsError
 from kvserver.logs import Logger
 from kvserver.node import alarms as alarms_module
-from kvserver.node.alarms import AlarmRaiser
+from kvserver.node.alarms import AlarmLog, AlarmRaiser
 from kvserver.pb.rpc_pb2 import CORRUPT, NOSPACE, AlarmMember, AlarmRequest, AlarmResponse
 from kvserver.types import NodeId
 
@@ -187,3 +188,61 @@ async def test_other_threads_may_raise_too(log: Logger) -> None:
     async with asyncio.timeout(10):
         await cluster.applied.wait()
     assert cluster.raised == {(MEMBER, CORRUPT)}
+
+
+class Lines:
+    """The lines of a log, as (event, alarm, from)."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str, str]] = []
+
+    def write_line(self, line: str) -> None:
+        entry = json.loads(line)
+        self.found.append((entry["msg"], entry["alarm"], entry["from"]))
+
+    def take(self) -> list[tuple[str, str, str]]:
+        """What came since the last look."""
+        found, self.found = self.found, []
+        return found
+
+
+def alarm(member: int, kind: int) -> AlarmMember:
+    return AlarmMember(memberID=member, alarm=kind)  # type: ignore[arg-type]
+
+
+def test_every_change_of_the_alarms_is_logged_once_with_its_kind_and_the_member_in_hexadecimal() -> None:
+    lines = Lines()
+    log = AlarmLog((), Logger(lines))
+    log.note((alarm(0xAB, NOSPACE),))
+    assert lines.take() == [("alarm raised", "NOSPACE", "ab")]
+    log.note((alarm(0xAB, NOSPACE), alarm(2**64 - 1, CORRUPT)))
+    assert lines.take() == [("alarm raised", "CORRUPT", "f" * 16)]
+    log.note((alarm(0xAB, NOSPACE), alarm(2**64 - 1, CORRUPT)))
+    assert lines.take() == []
+    log.note((alarm(2**64 - 1, CORRUPT),))
+    assert lines.take() == [("alarm disarmed", "NOSPACE", "ab")]
+
+
+def test_what_a_snapshot_changed_is_logged_alarm_by_alarm() -> None:
+    lines = Lines()
+    log = AlarmLog((alarm(1, NOSPACE), alarm(2, NOSPACE)), Logger(lines))
+    assert lines.take() == [("alarm raised before this start", "NOSPACE", "1"), ("alarm raised before this start", "NOSPACE", "2")]
+    log.note((alarm(2, NOSPACE), alarm(3, 77)))
+    assert lines.take() == [("alarm raised", "77", "3"), ("alarm disarmed", "NOSPACE", "1")]
+
+
+async def test_hastening_begins_an_attempt_anew_that_would_have_taken_long(log: Logger) -> None:
+    cluster = FakeCluster()
+    cluster.free.clear()
+    raiser = cluster.raiser(log)
+    raiser.raise_alarm(CORRUPT)
+    await cluster.asked.wait()
+    cluster.asked.clear()
+    raiser.hasten(0.5)
+    await cluster.asked.wait()
+    raiser.raise_alarm(CORRUPT)
+    assert not await raiser.wait_raised(CORRUPT, deadline_s=soon(0.01))
+    assert len(cluster.proposed) == 2, "the attempt that was given up takes the memory of the new one along"
+    cluster.free.set()
+    assert await raiser.wait_raised(CORRUPT, deadline_s=soon())
+    assert len(cluster.proposed) == 2

@@ -42,6 +42,7 @@ class Bench:
         self.acknowledged: list[int] = []
         self.window: list[int] = []
         self.held: list[bool] = []
+        self.worker = worker
         self.fatal: list[Exception] = []
         self.queue = AppendQueue(
             wal=self,
@@ -71,6 +72,15 @@ class Bench:
         async with asyncio.timeout(10):
             while not condition():  # noqa: ASYNC110 - lets the timer and the thread run
                 await asyncio.sleep(0.001)
+
+    async def let_retries_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put the loop's clock forward, so that every retry is due, and return when the worker has done what they gave it."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now_s() + 100 * append_queue.RETRY_S)
+        await asyncio.sleep(0)  # the timers fire
+        await asyncio.sleep(0)
+        await self.worker.run(lambda: None)  # in its order: behind whatever they submitted
 
 
 @pytest.fixture
@@ -104,20 +114,21 @@ async def test_a_vote_behind_a_held_save_waits_as_well(bench: Bench) -> None:
     vote = Message(type=MessageType.STORAGE_APPEND, to=LOCAL_APPEND_THREAD, from_=SELF, term=Term(2), vote=NodeId(2))
     vote.responses = [Message(type=MessageType.VOTE_RESP, to=NodeId(2), from_=SELF, term=Term(2), index=Index(99))]
     bench.queue.submit(vote)
-    await asyncio.sleep(0.03)
+    attempts = bench.attempts
+    await bench.until(lambda: bench.attempts >= attempts + 3)
     assert bench.acknowledged == []
     bench.full = False
     await bench.until(lambda: bench.acknowledged == [1, 99])
 
 
-async def test_a_stop_gives_up_what_is_held(bench: Bench) -> None:
+async def test_a_stop_gives_up_what_is_held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.full = True
     bench.queue.submit(append(1))
     await bench.until(lambda: bench.attempts >= 1)
     await asyncio.wait_for(bench.queue.wait_idle(), 5)
     attempts = bench.attempts
     bench.full = False
-    await asyncio.sleep(0.03)
+    await bench.let_retries_run(monkeypatch)
     assert bench.attempts == attempts
     assert bench.acknowledged == []
 

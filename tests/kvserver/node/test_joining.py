@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import random
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from kvserver.apply import Store
 from kvserver.config import ServerConfig, parse
 from kvserver.logs import Logger
-from kvserver.node import bootstrap
+from kvserver.node import bootstrap, joining
 from kvserver.node.bootstrap import BootstrapError
 from kvserver.node.compaction import WindowLimits
 from kvserver.node.directory import open_data_directory
@@ -31,21 +33,46 @@ class SilentOutput:
 LOG = Logger(SilentOutput())
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine answers late: that is not what is tested here."""
+    monkeypatch.setattr(joining, "ASK_TIMEOUT_S", 60.0)
+
+
 @pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
+def host() -> str:
+    """A loopback address of this test alone: what other tests and clusters of this machine dial on 127.0.0.1 does not come here, and
+    nobody else answers here."""
+    return ".".join(["127", *(str(random.SystemRandom().randrange(1, 255)) for _ in range(3))])
+
+
+@pytest.fixture
+def silent_url(host: str) -> Iterator[str]:
+    """An address at which nobody answers: the port is taken, and nobody listens."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
+        taken.bind((host, 0))
+        yield f"http://{host}:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+async def serve(host: str) -> AsyncIterator[Serve]:
     """Peer ports that answer every request with the given bytes."""
     servers: list[asyncio.Server] = []
 
     async def start(answer: bytes) -> str:
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(answer)
-            await writer.drain()
-            writer.close()
+            try:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(answer)
+                await writer.drain()
+            except (asyncio.IncompleteReadError, ConnectionError):
+                return  # the test ends
+            finally:
+                writer.close()
 
-        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        server = await asyncio.start_server(handle, host, 0)
         servers.append(server)
-        return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        return f"http://{host}:{server.sockets[0].getsockname()[1]}"
 
     yield start
     for server in servers:
@@ -124,12 +151,12 @@ async def test_an_answer_that_is_no_page_is_passed_over(serve: Serve, answer: by
         await ask_cluster(config_for(bad))
 
 
-async def test_a_founding_member_is_told_whether_it_was_there_before(serve: Serve) -> None:
+async def test_a_founding_member_is_told_whether_it_was_there_before(serve: Serve, silent_url: str) -> None:
     fresh = await serve(page(row(5, OWN_URL, "new")))  # a founder's name is known from the flags
     assert not await has_taken_part(config_for(fresh), NodeId(5), ClusterId(99))
     assert await has_taken_part(config_for(fresh, await serve(page(row(5, OWN_URL, "new", has_run=True)))), NodeId(5), ClusterId(99))
     assert await has_taken_part(config_for(await serve(page(removed=(5,)))), NodeId(5), ClusterId(99))
-    assert not await has_taken_part(config_for("http://127.0.0.1:1"), NodeId(5), ClusterId(99))
+    assert not await has_taken_part(config_for(silent_url), NodeId(5), ClusterId(99))
 
 
 async def test_a_founding_member_is_refused_where_another_member_is_of_another_cluster(serve: Serve) -> None:
@@ -154,9 +181,11 @@ async def begin(config: ServerConfig) -> bootstrap.Origin:
         directory.close()
 
 
-async def test_a_founding_member_with_an_empty_directory_is_refused_when_it_took_part(serve: Serve, tmp_path: Path) -> None:
+async def test_a_founding_member_with_an_empty_directory_is_refused_when_it_took_part(
+    serve: Serve, silent_url: str, tmp_path: Path
+) -> None:
     known = row(1, "http://127.0.0.1:7100", "m0")
-    config = config_for("http://127.0.0.1:1", root=tmp_path / "first", state="new")
+    config = config_for(silent_url, root=tmp_path / "first", state="new")
     origin = await begin(config)
     url = await serve(page(known, row(origin.member_id, OWN_URL, "new", has_run=True)))
     again = config_for(url, root=tmp_path / "second", state="new")

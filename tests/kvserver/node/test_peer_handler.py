@@ -95,14 +95,29 @@ async def test_raft_hears_of_a_failed_snapshot_after_a_pause_that_grows_and_of_a
     driver = FakeDriver()
     handler = handler_over(driver)
     failed = SnapshotOutcome(to=NodeId(2), ok=False, reason="no space", sent_bytes=0, duration_s=0.1)
-    handler.on_snapshot_result(replace(failed, to=NodeId(3)))
-    await asyncio.sleep(peers.FIRST_SNAPSHOT_PAUSE_S / 5)
-    assert driver.reported == []
-    monkeypatch.setattr(peers, "FIRST_SNAPSHOT_PAUSE_S", 0.001)
+    pause_s = 1000.0  # far more than this test takes, however slow the machine
+    monkeypatch.setattr(peers, "FIRST_SNAPSHOT_PAUSE_S", pause_s)
+    monkeypatch.setattr(peers, "MAX_SNAPSHOT_PAUSE_S", 4 * pause_s)
+    loop, ahead_s = asyncio.get_running_loop(), 0.0
+    now_s = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now_s() + ahead_s)
+
+    async def let_pass(duration_s: float) -> None:
+        nonlocal ahead_s
+        ahead_s += duration_s
+        for _ in range(3):  # the timers that are due fire
+            await asyncio.sleep(0)
+
     handler.on_snapshot_result(failed)
-    async with asyncio.timeout(5):
-        while (2, False) not in driver.reported:  # noqa: ASYNC110 - lets the timer run
-            await asyncio.sleep(0.001)
+    await let_pass(0.5 * pause_s)
+    assert driver.reported == []
+    await let_pass(0.5 * pause_s)
+    assert driver.reported == [(2, False)]
+    handler.on_snapshot_result(failed)
+    await let_pass(1.5 * pause_s)
+    assert driver.reported == [(2, False)], "the second pause is twice as long"
+    await let_pass(0.5 * pause_s)
+    assert driver.reported == [(2, False)] * 2
     handler.on_snapshot_result(replace(failed, ok=True))
     assert driver.reported[-1] == (2, True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,9 @@ from kvserver.commands import CommandKind, ProposalId
 from kvserver.node.space import (
     HAND_OVER_PAUSE_S,
     SETTLED_BYTES,
+    Disks,
     Refusal,
+    Shortage,
     Space,
     SpaceEvent,
     advance,
@@ -20,8 +24,10 @@ from kvserver.node.space import (
     is_refused,
     refusal,
     refused_proposal,
+    shortages,
     should_hand_over,
     split_forwarded,
+    store_needs,
 )
 from kvserver.pb import rpc_pb2
 from kvserver.types import NodeId
@@ -136,3 +142,33 @@ def test_only_a_leader_that_is_short_looks_for_another_and_not_all_the_time() ->
     assert not should_hand_over(Space(), is_leader=True, now_s=1.0)
     assert not should_hand_over(short, is_leader=True, now_s=1.0 + HAND_OVER_PAUSE_S / 2, last_try_s=1.0)
     assert should_hand_over(short, is_leader=True, now_s=1.0 + HAND_OVER_PAUSE_S, last_try_s=1.0)
+
+
+STORE, WAL = Path("store"), Path("wal")
+APART, TOGETHER = Disks(store=STORE, wal=WAL, is_one=False), Disks(store=STORE, wal=WAL, is_one=True)
+
+
+@given(EVENTS, st.booleans())
+def test_something_is_wanting_exactly_while_the_member_is_short(events: list[SpaceEvent], is_one: bool) -> None:
+    space = after(events)
+    found = shortages(space, TOGETHER if is_one else APART, store_needed_bytes=100, segment_bytes=10)
+    assert bool(found) is space.is_short
+    assert sum(each.needed_bytes for each in found) == 100 * space.store_full + 10 * (space.append_held + space.spare_missing)
+    assert len({each.directory for each in found}) == len(found) <= (1 if is_one else 2)
+
+
+def test_what_store_and_log_need_on_one_disk_is_needed_together() -> None:
+    space = after([SpaceEvent.STORE_FULL, SpaceEvent.APPEND_HELD])
+    (together,) = shortages(space, TOGETHER, store_needed_bytes=100, segment_bytes=10)
+    assert together == Shortage(what=("store", "wal", "wal_spare"), directory=STORE, needed_bytes=120)
+    apart = shortages(space, APART, store_needed_bytes=100, segment_bytes=10)
+    assert apart == (
+        Shortage(what=("store",), directory=STORE, needed_bytes=100),
+        Shortage(what=("wal", "wal_spare"), directory=WAL, needed_bytes=20),
+    )
+
+
+def test_free_pages_of_the_store_count_once_a_commit_has_succeeded() -> None:
+    assert store_needs(is_committed=False, waiting_bytes=5, reusable_bytes=1000) == SETTLED_BYTES + 5
+    assert store_needs(is_committed=True, waiting_bytes=5, reusable_bytes=1000) == SETTLED_BYTES - 1000
+    assert store_needs(is_committed=True, waiting_bytes=5, reusable_bytes=2 * SETTLED_BYTES) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from kvserver.node import space_watch
 from kvserver.node.forwarding import ForwardKind
 from kvserver.node.handover import HandOver
 from kvserver.node.proposals import Proposals
-from kvserver.node.space import SETTLED_BYTES, Refusal
+from kvserver.node.space import SETTLED_BYTES, Disks, Refusal
 from kvserver.node.space_watch import NO, YES, SpaceParts, SpaceWatch
 from kvserver.node.worker import Worker
 from kvserver.pb import rpc_pb2
@@ -29,6 +30,8 @@ from raft.types import Entry, Index, Term
 from wal import Files
 
 SELF, PEER, THIRD = NodeId(1), NodeId(2), NodeId(3)
+STORE, WAL = Path("store"), Path("wal")
+SEGMENT_BYTES = 1 << 20
 PUT = rpc_pb2.PutRequest(key=b"k")
 FULL = OSError("full")
 
@@ -42,8 +45,9 @@ class Bench:
         self.refillable = True
         self.on_spare_lost: Callable[[], None] | None = None
         self.has_room = True
-        self.size_bytes = self.size_in_use_bytes = 0
+        self.size_bytes = self.size_in_use_bytes = self.buffered_payload_bytes = 0
         self.free = SETTLED_BYTES
+        self.looks: list[Path] = []
         self.is_leader = True
         self.leader_id = SELF
         self.asked: list[tuple[NodeId, int, bytes]] = []
@@ -59,7 +63,8 @@ class Bench:
                 worker=worker,
                 store=self,
                 files=cast(Files, self),
-                store_directory=Path(),
+                disks=Disks(store=STORE, wal=WAL, is_one=False),
+                segment_bytes=SEGMENT_BYTES,
                 driver=self,
                 proposals=cast(Proposals, self),
                 hand_over=cast(HandOver, self),
@@ -78,7 +83,7 @@ class Bench:
         return self.has_spare
 
     def free_bytes(self, directory: Path) -> int:
-        del directory
+        self.looks.append(directory)
         return self.free
 
     def ask(self, peer: NodeId, kind: int, payload: bytes, *, timeout_s: float) -> Awaitable[bytes]:
@@ -120,6 +125,15 @@ class Bench:
             while not condition():  # noqa: ASYNC110 - lets the watch's task and the worker run
                 await asyncio.sleep(0.001)
 
+    async def rounds(self, count: int = 3) -> None:
+        """Wait until the task has gone round so often and drawn its conclusions; each round looks at what is free."""
+        before = len(self.looks)
+        await self.until(lambda: len(self.looks) > before + count)
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """The lines of that event."""
+        return [line for line in map(json.loads, self.lines) if line["msg"] == event]
+
 
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
@@ -140,7 +154,7 @@ async def test_a_full_store_refuses_growth_until_a_commit_succeeded_and_space_ha
     assert not bench.refuses(CommandKind.DELETE_RANGE, rpc_pb2.DeleteRangeRequest(key=b"k"))
     bench.free = 0
     bench.watch.note_store(None)
-    await asyncio.sleep(0.05)
+    await bench.rounds()
     assert bench.refuses(), "a few bytes are no space"
     bench.free = SETTLED_BYTES
     await bench.until(lambda: not bench.refuses())
@@ -153,7 +167,7 @@ async def test_a_commit_that_fails_again_keeps_the_store_short(bench: Bench) -> 
     bench.watch.note_store(None)
     bench.watch.note_store(FULL)
     bench.free = SETTLED_BYTES
-    await asyncio.sleep(0.05)
+    await bench.rounds()
     assert bench.refuses()
 
 
@@ -178,7 +192,7 @@ async def test_a_lost_spare_is_refilled_when_there_is_space(bench: Bench) -> Non
     assert bench.on_spare_lost is not None
     await asyncio.to_thread(bench.on_spare_lost)
     await bench.until(bench.refuses)
-    await asyncio.sleep(0.05)
+    await bench.rounds()
     assert bench.refuses()
     bench.refillable = True
     await bench.until(lambda: not bench.refuses())
@@ -215,6 +229,67 @@ async def test_a_member_that_starts_without_a_spare_is_short_from_the_beginning(
         await worker.stop()
 
 
+def let_pass(monkeypatch: pytest.MonkeyPatch, duration_s: float) -> None:
+    """Put the loop's clock forward."""
+    loop = asyncio.get_running_loop()
+    now_s = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now_s() + duration_s)
+
+
+async def test_the_log_says_at_once_how_much_must_be_free_and_where(bench: Bench) -> None:
+    bench.buffered_payload_bytes = 1000
+    bench.watch.note_store(FULL)
+    bench.watch.note_append(FULL)
+    store, wal = bench.said("short of disk space: writes are refused")
+    assert store["needed_bytes"] == {"store": SETTLED_BYTES + 1000}
+    assert store["reason"] == "full"
+    assert wal["needed_bytes"] == {"store": SETTLED_BYTES + 1000, "wal": 2 * SEGMENT_BYTES}
+
+
+async def test_a_shortage_that_lasts_is_logged_each_minute_with_what_is_free_and_no_more_when_it_is_over(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = "still short of disk space: writes are refused"
+    bench.free, bench.refillable = 123, False
+    bench.watch.note_store(FULL)
+    bench.watch.note_append(FULL)
+    await bench.rounds()
+    assert bench.said(event) == []
+    for minute in (1, 2):
+        let_pass(monkeypatch, space_watch.REMIND_S)
+        await bench.until(lambda minute=minute: len(bench.said(event)) == 2 * minute)  # type: ignore[misc]
+        await bench.rounds(6)
+        assert len(bench.said(event)) == 2 * minute, "once for each disk, and then not for a minute"
+    store, wal = bench.said(event)[-2:]
+    assert (store["what"], store["directory"], store["free_bytes"], store["needed_bytes"]) == ("store", "store", 123, SETTLED_BYTES)
+    assert (wal["what"], wal["directory"], wal["free_bytes"], wal["needed_bytes"]) == ("wal wal_spare", "wal", 123, 2 * SEGMENT_BYTES)
+    assert store["short_s"] >= 2 * space_watch.REMIND_S
+    bench.free, bench.refillable = SETTLED_BYTES, True
+    bench.watch.note_append(None)
+    bench.watch.note_store(None)
+    await bench.until(lambda: not bench.refuses())
+    (end,) = bench.said("there is disk space again: writes are taken")
+    assert end["short_s"] >= 2 * space_watch.REMIND_S
+    let_pass(monkeypatch, space_watch.REMIND_S)
+    bench.free = 0
+    bench.watch.note_store(FULL)
+    await bench.rounds()
+    assert len(bench.said(event)) == 4, "the minute begins with the shortage"
+
+
+async def test_status_is_told_what_is_wanting_as_last_measured(bench: Bench) -> None:
+    assert bench.watch.describe() == ()
+    bench.free = 77
+    bench.watch.note_store(FULL)
+    assert bench.watch.describe() == (f"short of disk space (store): writes are taken again at {SETTLED_BYTES}",)
+    await bench.rounds()
+    assert bench.watch.describe() == (f"short of disk space (store): 77 bytes free; writes are taken again at {SETTLED_BYTES}",)
+    bench.free = SETTLED_BYTES
+    bench.watch.note_store(None)
+    await bench.until(lambda: not bench.refuses())
+    assert bench.watch.describe() == ()
+
+
 async def test_leadership_goes_to_the_first_voter_that_says_it_has_space(bench: Bench) -> None:
     bench.answers = {PEER: NO, THIRD: YES}
     bench.watch.note_store(FULL)
@@ -226,7 +301,7 @@ async def test_a_leader_keeps_leading_when_nobody_says_that_it_has_space(bench: 
     bench.answers = {PEER: NO}  # the third one doesn't answer
     bench.watch.note_store(FULL)
     await bench.until(lambda: len(bench.asked) == 2)
-    await asyncio.sleep(0.05)
+    await bench.rounds()
     assert bench.given_to == []
     assert len(bench.asked) == 2, "asked again before the pause"
 
@@ -234,7 +309,7 @@ async def test_a_leader_keeps_leading_when_nobody_says_that_it_has_space(bench: 
 async def test_a_member_that_becomes_leader_while_it_is_short_looks_at_once(bench: Bench) -> None:
     bench.is_leader = False
     bench.watch.note_store(FULL)
-    await asyncio.sleep(0.02)
+    await bench.rounds()
     assert bench.asked == []
     bench.answers, bench.is_leader = {PEER: YES}, True
     bench.watch.note_leader()

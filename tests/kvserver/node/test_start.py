@@ -119,7 +119,8 @@ class Stuck:
     async def run(self):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)  # a repetition: it changes nothing
-        await asyncio.sleep(0.2)
+        while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL or signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+            await asyncio.sleep(0.01)
         assert self.asked == 2
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(30)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import pytest
@@ -32,6 +33,19 @@ def write(engine: Engine, index: int, size_bytes: int = 20_000) -> None:
     engine.end_entry(index)
 
 
+def count_attempts(monkeypatch: pytest.MonkeyPatch) -> list[Layer]:
+    """The batches that are written, each time they are."""
+    attempts: list[Layer] = []
+    real = batch.write
+
+    def write_counted(env: lmdb.Environment, dbs: Sequence[Any], layer: Layer) -> float:
+        attempts.append(layer)
+        return real(env, dbs, layer)
+
+    monkeypatch.setattr(batch, "write", write_counted)
+    return attempts
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - lets the commit thread run
@@ -39,7 +53,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("leave_bytes", [0, 100_000, 1_500_000])
-async def test_a_batch_that_finds_the_disk_full_is_kept_and_committed_when_there_is_space(disk: Path, leave_bytes: int) -> None:
+async def test_a_batch_that_finds_the_disk_full_is_kept_and_committed_when_there_is_space(
+    disk: Path, leave_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = count_attempts(monkeypatch)
     told: list[object] = []
     fatal: list[FatalError] = []
     hooks = EngineHooks(on_no_space=told.append, on_fatal=fatal.append)
@@ -54,7 +71,8 @@ async def test_a_batch_that_finds_the_disk_full_is_kept_and_committed_when_there
     assert isinstance(told[0], StorageNoSpaceError)
     assert engine.durable_mark == 1
     assert engine.reader.get(0, b"k%06d" % 149) == bytes([149]) * 20_000, "reads go on"
-    await asyncio.sleep(0.1)  # a few attempts
+    before = len(attempts)
+    await until(lambda: len(attempts) >= before + 4)
     assert (len(told), fatal) == (1, [])
     filler.unlink()
     await asyncio.wait_for(engine.wait_durable(149), 10)

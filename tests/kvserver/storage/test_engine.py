@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kvserver.storage import (
     batch,
     files,
 )
+from kvserver.storage import engine as engine_module
 from wal import OsFiles
 
 OpenEngine = Callable[..., Engine]
@@ -80,15 +82,26 @@ async def test_buffer_over_its_bound_makes_the_applier_wait(open_engine: OpenEng
     assert engine.durable_mark == 1
 
 
-async def test_batch_waits_for_the_wal(open_engine: OpenEngine) -> None:
+class PromptExecutor(ThreadPoolExecutor):
+    """What is submitted is done when `submit` returns."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = super().submit(fn, *args, **kwargs)
+        wait([future])
+        return future
+
+
+async def test_batch_waits_for_the_wal(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "ThreadPoolExecutor", PromptExecutor)
     engine = open_engine(interval_s=60)
     engine.allow_commit_through(4)
     write(engine, 5)
     engine.request_commit()
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0)  # what was written would be known now
     assert engine.durable_mark == 0
     engine.allow_commit_through(5)
-    await engine.wait_durable(5)
+    await asyncio.sleep(0)
+    assert engine.durable_mark == 5
 
 
 async def test_close_commits_what_the_wal_allows_and_nothing_else(open_engine: OpenEngine) -> None:
@@ -215,14 +228,19 @@ async def test_failed_commit_is_fatal_for_everybody_who_waits(open_engine: OpenE
         write(engine, 2)
 
 
-async def test_poisoned_engine_never_commits_half_an_entry(open_engine: OpenEngine) -> None:
+async def test_poisoned_engine_never_commits_half_an_entry(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "ThreadPoolExecutor", PromptExecutor)
     engine = open_engine(interval_s=0.001)
     write(engine, 1)
     await engine.wait_durable(1)
     write(engine, 2)
     engine.put(0, b"half", b"")
     engine.poison(ValueError("bug"))
-    await asyncio.sleep(0.02)
+    loop = asyncio.get_running_loop()
+    now_s = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now_s() + 60)
+    for _ in range(3):  # the interval's timer fires, what it has written would be known
+        await asyncio.sleep(0)
     await engine.close()
     engine = open_engine()
     assert engine.reader.get(0, b"half") is None
@@ -344,7 +362,7 @@ async def test_truncated_file_is_refused_not_read(open_engine: OpenEngine, tmp_p
 @pytest.mark.parametrize("content", [b"no store at all" * 1000, b"short"])
 async def test_foreign_file_is_refused(open_engine: OpenEngine, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "db").write_bytes(content)
-    with pytest.raises(StoreUnreadableError, match="can't be opened"):
+    with pytest.raises(StoreUnreadableError, match=r"is damaged: at offset .*docs/operations/corruption.md"):
         open_engine()
 
 
