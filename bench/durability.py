@@ -109,7 +109,7 @@ def put_all(endpoint: str, first: int, count: int, writers: int, until_s: float 
 
 def measure_lag(directory: Path, ports: PortAllocator, *, snapshot_mb: int, seconds: float, writers: int) -> list[Lag]:
     """The phases on a cluster of three; the last one on two members."""
-    with ProcessCluster(directory, size=3, ports=ports, flags=["--quota-backend-bytes=8000000000"]) as cluster:
+    with ProcessCluster(directory, size=3, ports=ports, flags=["--quota-backend-bytes=8000000000", "--wal-retain-bytes=0"]) as cluster:
         for node in cluster.nodes:
             node.program = (str(HERE / "lag_server.py"), str(directory / f"{node.name}.lag"))
         cluster.start()

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from raft import core
+from raft import core, replication
 from raft.confchange import AnyConfChange
 from raft.confchange_codec import encode_conf_change
 from raft.config import Config
@@ -276,6 +276,11 @@ class RawNode:
         """A message to `node` could not be delivered: replicate to it more carefully."""
         if node != self._state.id:
             core.step(self._state, Message(type=MessageType.UNREACHABLE, from_=node))
+
+    def retry_appends(self) -> None:
+        """What the storage had refused with `UnavailableError` can be read now: send it to who waits. Nothing unless this member leads."""
+        if self.is_leader:
+            replication.retry_appends(self._state)
 
     def report_snapshot(self, node: NodeId, ok: bool) -> None:
         """The snapshot that was sent to `node` was delivered, or was not. Must be called for every MsgSnap, or `node` gets no more

@@ -95,6 +95,14 @@ def maybe_send_append(r: RaftState, to: NodeId, *, send_if_empty: bool) -> bool:
     return True
 
 
+def retry_appends(r: RaftState) -> None:
+    """Send every member what it misses and may be sent now; nothing empty."""
+    for node in r.tracker.ids:
+        if node != r.id:
+            while maybe_send_append(r, node, send_if_empty=False):
+                pass
+
+
 def _maybe_send_snapshot(r: RaftState, to: NodeId, progress: Progress) -> bool:
     if not progress.is_recently_active:
         r.log_sink.debug(f"ignore sending snapshot to {to:x} since it is not recently active")

@@ -19,6 +19,7 @@ from wal.errors import (
 )
 from wal.files import File, Files, OsFile, OsFiles
 from wal.guides import WAY_OUT, guide
+from wal.history import HistoryGoneError, HistoryReader
 from wal.identity import read_metadata
 from wal.log import DEFAULT_SEGMENT_BYTES, Recovered, SegmentInfo, Wal
 from wal.reader import EntrySink
@@ -34,6 +35,8 @@ __all__ = [
     "File",
     "Files",
     "FormatVersionError",
+    "HistoryGoneError",
+    "HistoryReader",
     "IllegalSaveError",
     "LostEntriesError",
     "Marker",

@@ -9,7 +9,7 @@ Rules:
 - Want of space for the next segment is the one failure that changes nothing: WalNoSpaceError, and the same call again goes on.
 - After the first failed write or sync the instance is dead: every later call raises WalFailedError, because what reached the disk is
   unknown and a second sync would prove nothing. The next `open` proves the tail again (repair.py).
-- `open` reads and checks everything before it changes anything.
+- `open` reads and checks everything that is needed (everything at all, unless told otherwise) before it changes anything.
 - What the log would refuse to read it refuses to write (state.py).
 
 Invariants: the last segment is never released; released segments lose no state, because every segment's header repeats it.
@@ -33,16 +33,16 @@ from wal.errors import (
     IllegalSaveError,
     LostEntriesError,
     WalClosedError,
-    WalExistsError,
     WalFailedError,
     WalIOError,
     WalNoSpaceError,
 )
 from wal.files import Files, OsFiles
-from wal.reader import EntrySink, ReadResult, read_log
+from wal.history import HistoryReader
+from wal.reader import EntrySink, ReadResult, Unread, read_log
 from wal.record import RecordType
 from wal.repair import back_up, cut_tail, rewrite_batch
-from wal.segment import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, SUFFIX, TEMPORARY_SUFFIX, NewSegment, create_segment, seal, supersede
+from wal.segment import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, SUFFIX, NewSegment, create_directory, seal, supersede
 from wal.spare import Spare
 from wal.state import LogState
 from wal.writer import MAX_ENTRY_DATA_BYTES, Writer
@@ -143,7 +143,7 @@ class Wal:
             hard_state=hard_state,
         )
         try:
-            new = _create_directory(files, directory, header, segment_size_bytes)
+            new = create_directory(files, directory, header, segment_size_bytes)
             spare = Spare(files, directory, segment_size_bytes)
             _refill_or_close(spare, new)
         except WalNoSpaceError as error:
@@ -162,6 +162,7 @@ class Wal:
         *,
         applied_index: Index,
         applied_term: Term = UNKNOWN_TERM,
+        recent_bytes: int | None = None,
         files: Files = OS_FILES,
         segment_size_bytes: int = DEFAULT_SEGMENT_BYTES,
     ) -> tuple[Wal, Recovered]:
@@ -169,12 +170,14 @@ class Wal:
 
         Streams every valid entry in file order to `sink`. An entry at or below the last one seen overwrites: the sink drops from there
         on. One that leaves a gap stands behind a snapshot marker: the sink drops everything before it. `applied_index` and `applied_term`
-        are what the store holds durably (term 0: not known, not compared). Raises a WalError (see errors.py); until every check has
-        passed no file is changed.
+        are what the store holds durably (term 0: not known, not compared). With `recent_bytes`, of the segments that hold nothing above the
+        applied index only the newest are read, so many bytes of them at least; of older ones the headers. Raises a WalError (see
+        errors.py); until every check has passed no file is changed.
         """
         _check_segment_size(segment_size_bytes)
         try:
-            result = read_log(files, directory, metadata, sink)
+            unread = None if recent_bytes is None else Unread(through_index=applied_index, recent_bytes=recent_bytes)
+            result = read_log(files, directory, metadata, sink, unread)
             hard_state = recovered_hard_state(result, applied_index, applied_term)
             # The process before this one may have died between a rename and the sync of the directory: make the names that were read
             # durable before anything relies on them (a seal, say, on the segment after it).
@@ -230,6 +233,14 @@ class Wal:
             for segment in self._writer.segments
         )
 
+    def term_runs(self) -> list[tuple[Index, Term]]:
+        """(first index, term) for each run of equal terms from `first_index - 1` on."""
+        return self._state.term_runs()
+
+    def history(self, files: Files) -> HistoryReader:
+        """A reader of old entries, for a thread of its own; `files` are the log's."""
+        return HistoryReader(files, lambda: list(self._writer.segments))
+
     def save(self, entries: Sequence[Entry], hard_state: HardState | None, *, sync: bool) -> None:
         """Append the entries, then the hard state; with `sync`, return when all of it and everything saved before is durable.
 
@@ -280,8 +291,10 @@ class Wal:
             self._writer.flush()
             self._writer.sync()
 
-    def release(self, index: Index) -> int:
+    def release(self, index: Index, *, retain_bytes: int = 0) -> int:
         """Remove the oldest segments whose entries are all <= `index`, never the last one; return how many.
+
+        Closed segments that need not stay do so as long as they take at most `retain_bytes` together: for members that are behind.
 
         `index` must be held durably by the store. Above the commit index that was saved here (apply may be ahead of it) nothing goes: such
         an entry could still be overwritten. Each removal is durable before the next, so a crash leaves no gap.
@@ -289,7 +302,7 @@ class Wal:
         self._check_usable()
         index = min(index, self._state.hard_state.commit)
         with self._fatal():
-            count = self._writer.remove_segments(index)
+            count = self._writer.remove_segments(index, retain_bytes)
         if count:
             oldest = self._writer.segments[0].first_index - 1
             self._state.forget(Index(min(oldest, index, self._state.last_index)))
@@ -368,27 +381,6 @@ def _check_segment_size(segment_size_bytes: int) -> None:
         raise ValueError(
             f"segment_size_bytes must be a multiple of 8 in [{MIN_SEGMENT_BYTES}, {MAX_SEGMENT_BYTES}], not {segment_size_bytes}"
         )
-
-
-def _create_directory(files: Files, directory: Path, header: SegmentHeader, segment_size_bytes: int) -> NewSegment:
-    """Make the directory with its first segment, under a temporary name first."""
-    if files.is_directory(directory) and files.names(directory):
-        raise WalExistsError(directory)
-    temporary = directory.with_name(directory.name + TEMPORARY_SUFFIX)
-    if files.is_directory(temporary):
-        for name in files.names(temporary):
-            files.remove(temporary / name)
-        files.remove_directory(temporary)
-    files.make_directory(temporary)
-    new = create_segment(files, temporary, header, batch=1, previous_crc=0, size_bytes=segment_size_bytes)
-    new.segment.path = directory / new.segment.path.name
-    try:
-        files.rename(temporary, directory)
-        files.fsync_dir(directory.parent)
-    except BaseException:
-        new.file.close()
-        raise
-    return new
 
 
 def recovered_hard_state(result: ReadResult, applied_index: Index, applied_term: Term) -> HardState:

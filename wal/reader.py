@@ -5,8 +5,9 @@ at the end of the last segment (a torn record, an unproven batch) it describes; 
 committed entry is missing.
 
 Rules: segments come in sequence, each naming the end and the last CRC of the one before. In every segment but the last the records reach
-exactly that end. In the last one they reach a blank rest, or a record that a crash may have torn (repair.judge); everything else is
-refused. The positions obey state.py. Bytes behind a closed segment's end are not read: a repair moved them into the next segment.
+exactly that end; of those that are not read (`Unread`: nobody needs them) only header and length are looked at. In the last one the
+records reach a blank rest, or one that a crash may have torn (repair.judge); everything else is refused. The positions obey state.py.
+Bytes behind a closed segment's end are not read: a repair moved them into the next segment.
 
 Memory: one chunk and one record (at most 64 MiB), whatever the size of the log; plus one `Segment` for each file.
 
@@ -55,13 +56,23 @@ class ReadResult:
     leftovers: list[Path] = field(default_factory=list)
 
 
-def read_log(files: Files, directory: Path, metadata: Metadata, sink: EntrySink) -> ReadResult:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unread:
+    """What need not be read: closed segments that hold nothing above `through_index` (which the store has, durably), but for the newest
+    ones, `recent_bytes` of them at least. One in which the term or the marker changes is read all the same.
+    """
+
+    through_index: Index
+    recent_bytes: int
+
+
+def read_log(files: Files, directory: Path, metadata: Metadata, sink: EntrySink, unread: Unread | None = None) -> ReadResult:
     """Stream the log in `directory`; raises a WalError that says what is wrong and where, or OSError."""
     paths, leftovers = _list_segments(files, directory)
     headers = [_open_header(files, path, metadata) for path in paths]
     _check_sequence(headers)
     reader = _Reader(files, headers, sink)
-    result = reader.run()
+    result = reader.run(0 if unread is None else _count_unread(headers, unread))
     result.leftovers = leftovers
     return result
 
@@ -119,6 +130,17 @@ def _check_sequence(headers: list[_OpenedHeader]) -> None:
             raise SegmentError(after.path, f"the segment before it (sequence {after.header.sequence - 1}) is missing")
 
 
+def _count_unread(headers: list[_OpenedHeader], unread: Unread) -> int:
+    """How many segments, from the oldest on, need not be read. Never the last two: the one before the newest may lack its seal."""
+    recent_bytes = 0
+    for position in range(len(headers) - 2, 0, -1):
+        following = headers[position].header
+        recent_bytes += headers[position + 1].header.previous_end_bytes
+        if recent_bytes >= unread.recent_bytes and following.first_index - 1 <= unread.through_index:
+            return position
+    return 0
+
+
 class _Reader:
     """The state of one pass over the segments."""
 
@@ -133,11 +155,36 @@ class _Reader:
         self._segments: list[Segment] = []
         self._unsealed: list[tuple[Segment, Chain]] = []
 
-    def run(self) -> ReadResult:
-        """Read every segment."""
-        for opened, following in pairwise(self._headers):
-            self._read_closed(opened, following)
+    def run(self, unread_count: int) -> ReadResult:
+        """Read every segment but the first `unread_count`."""
+        for position, (opened, following) in enumerate(pairwise(self._headers)):
+            before, after = opened.header, following.header
+            if position < unread_count and (before.previous_term, before.marker) == (after.previous_term, after.marker):
+                self._pass_over(opened, after)
+            else:
+                self._read_closed(opened, following)
         return self._read_last(self._headers[-1])
+
+    def _pass_over(self, opened: _OpenedHeader, following: SegmentHeader) -> None:
+        """Take a segment's content from the headers: terms never fall along the log, so all of its entries are of the one term."""
+        file = self._files.open(opened.path, writable=False)
+        try:
+            source = ChunkedSource(file)
+            chain = self._begin(source, opened)
+        finally:
+            file.close()
+        state, segment = self._state, self._segments[-1]
+        segment.end_bytes = following.previous_end_bytes
+        if not chain.offset_bytes <= segment.end_bytes <= source.size_bytes:
+            reason = f"the segment's records should reach offset {segment.end_bytes}, the file ends at {source.size_bytes}"
+            raise DamagedError(opened.path, source.size_bytes, state.last_index, reason)
+        last_index = Index(following.first_index - 1)
+        if last_index > state.last_index:
+            state.append(last_index, following.previous_term)
+            segment.max_index = last_index
+        elif last_index < state.last_index:
+            raise SegmentError(opened.path, f"it begins at index {opened.header.first_index}, the one behind it at {following.first_index}")
+        # Its hard state is the last one recorded in this segment, or a later one: `_begin` of the next segment takes it over.
 
     def _begin(self, source: ChunkedSource, opened: _OpenedHeader) -> Chain:
         """Check the header against the state so far, adopt its hard state, and start the segment's own account."""

@@ -28,7 +28,7 @@ import google_crc32c
 
 from raft.types import Index
 from wal.codec import MAX_INDEX, MAX_SEQUENCE, PayloadError, SegmentHeader, decode_segment_header, encode_segment_header
-from wal.errors import DamagedError, FormatVersionError, SegmentError, WalNoSpaceError
+from wal.errors import DamagedError, FormatVersionError, SegmentError, WalExistsError, WalNoSpaceError
 from wal.files import File, Files
 from wal.record import (
     HEADER_BYTES,
@@ -214,6 +214,27 @@ def create_segment(
         size_bytes=size_bytes,
     )
     return NewSegment(file=file, segment=segment, chain=chain)
+
+
+def create_directory(files: Files, directory: Path, header: SegmentHeader, segment_size_bytes: int) -> NewSegment:
+    """Make the directory with its first segment, under a temporary name first. Raises WalExistsError if it holds anything."""
+    if files.is_directory(directory) and files.names(directory):
+        raise WalExistsError(directory)
+    temporary = directory.with_name(directory.name + TEMPORARY_SUFFIX)
+    if files.is_directory(temporary):
+        for name in files.names(temporary):
+            files.remove(temporary / name)
+        files.remove_directory(temporary)
+    files.make_directory(temporary)
+    new = create_segment(files, temporary, header, batch=1, previous_crc=0, size_bytes=segment_size_bytes)
+    new.segment.path = directory / new.segment.path.name
+    try:
+        files.rename(temporary, directory)
+        files.fsync_dir(directory.parent)
+    except BaseException:
+        new.file.close()
+        raise
+    return new
 
 
 @contextmanager

@@ -51,6 +51,10 @@ class LogState:
         """The term of a position in [start_index, last_index]."""
         return self._run_terms[bisect_right(self._run_indexes, index) - 1]
 
+    def term_runs(self) -> list[tuple[Index, Term]]:
+        """(first index, term) for each run of equal terms from the start on."""
+        return [(Index(index), term) for index, term in zip(self._run_indexes, self._run_terms, strict=True)]
+
     def entry_fault(self, index: Index, term: Term) -> str | None:
         """Why an entry may not come next; None if it may."""
         if index == self.last_index + 1:

@@ -127,10 +127,17 @@ class Writer:
         if self.on_sync is not None:
             self.on_sync(time.monotonic() - started_s)
 
-    def remove_segments(self, index: Index) -> int:
-        """Remove the oldest segments whose entries are all <= `index`, never the last; each removal is durable before the next."""
+    def remove_segments(self, index: Index, retain_bytes: int) -> int:
+        """Remove the oldest segments whose entries are all <= `index`, never the last; each removal is durable before the next.
+
+        Of those that hold readable entries, the newest `retain_bytes` stay (closed ones, as long as they are on disk).
+        """
         count = 0
         while len(self.segments) > 1 and self.segments[0].max_index <= index:
+            oldest = self.segments[0]
+            is_readable = oldest.max_index > self._state.start_index
+            if is_readable and sum(segment.size_bytes for segment in self.segments[:-1]) <= retain_bytes:
+                break
             self._files.remove(self.segments[0].path)
             self._files.fsync_dir(self._directory)
             del self.segments[0]

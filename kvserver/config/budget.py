@@ -4,11 +4,12 @@ Purpose: `derive` splits a budget into the limits of the parts that hold bytes. 
 as a flag of its own; docs/memory.md shows the shares.
 
     part                          share of what is left after BASE_BYTES     the limit counts
-    log window                    10/32, and what capped parts leave over    twice: a snapshot on its way doubles it
+    log window                    8/32, and what capped parts leave over    twice: a snapshot on its way doubles it
     unanswered proposals          8/32, at most 512 MiB                      twice: the request and the entry made from it
     uncommitted tail              4/32, at most 256 MiB                      once
     store's write buffer          4/32, at most 64 MiB                       once
     queues to the peers           6/32, at most 128 MiB each                 once for each peer
+    entries read back from disk   2/32, at most 8 MiB or a largest request   once
 
 Rules: bytes; nothing is rounded up. A share that reaches its maximum leaves the rest to the log window, the one part in which more is
 always worth something.
@@ -44,6 +45,7 @@ _PROPOSALS_MAX_BYTES: Final = 512 * _MIB
 _UNCOMMITTED_MAX_BYTES: Final = 256 * _MIB
 _BUFFER_MAX_BYTES: Final = 64 * _MIB
 _QUEUE_MAX_BYTES: Final = 128 * _MIB
+_READ_CACHE_MAX_BYTES: Final = 8 * _MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,7 @@ class Budget:
     uncommitted_bytes: int
     backend_buffer_bytes: int
     peer_queue_bytes: int
+    wal_read_cache_bytes: int
 
     def parts(self) -> dict[str, int]:
         """What each part may hold, with its factor: what adds up to the budget."""
@@ -67,6 +70,7 @@ class Budget:
             "uncommitted": self.uncommitted_bytes,
             "store_buffer": self.backend_buffer_bytes,
             "peer_queues": self.peers * self.peer_queue_bytes,
+            "wal_read_cache": self.wal_read_cache_bytes,
         }
 
     @property
@@ -104,12 +108,14 @@ def derive(budget_bytes: int, *, receive_limit_bytes: int, peers: int = LEAST_PE
     uncommitted_bytes = min(_UNCOMMITTED_MAX_BYTES, rest_bytes * 4 // 32)
     buffer_bytes = min(_BUFFER_MAX_BYTES, rest_bytes * 4 // 32)
     queues_bytes = min(peers * _QUEUE_MAX_BYTES, rest_bytes * 6 // 32)
+    cache_bytes = min(max(_READ_CACHE_MAX_BYTES, receive_limit_bytes), rest_bytes * 2 // 32)
     return Budget(
         total_bytes=budget_bytes,
         peers=peers,
-        log_window_bytes=(rest_bytes - proposals_bytes - uncommitted_bytes - buffer_bytes - queues_bytes) // 2,
+        log_window_bytes=(rest_bytes - proposals_bytes - uncommitted_bytes - buffer_bytes - queues_bytes - cache_bytes) // 2,
         inflight_bytes=proposals_bytes // 2,
         uncommitted_bytes=uncommitted_bytes,
         backend_buffer_bytes=buffer_bytes,
         peer_queue_bytes=queues_bytes // peers,
+        wal_read_cache_bytes=cache_bytes,
     )

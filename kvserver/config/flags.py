@@ -202,6 +202,13 @@ _USED: Final = (
         "log_window.max_entries",
     ),
     _limit("wal-segment-bytes", ValueKind.SIZE, "16MiB", "Size of a segment of the write-ahead log."),
+    _limit(
+        "wal-retain-bytes",
+        ValueKind.SIZE,
+        "256MiB",
+        "Closed segments kept on disk, to feed members that are behind memory; 0 keeps and serves none.",
+    ),
+    _limit("wal-read-cache-bytes", ValueKind.SIZE, "8MiB", "Memory for entries read back from disk, for all members that are behind."),
     _limit("max-concurrent-requests", ValueKind.INT, "4096", "Most calls being served at a time; more are refused."),
     _limit("max-inflight-requests", ValueKind.INT, "4096", "Most writes waiting for the cluster at a time; more are refused."),
     _limit("max-inflight-bytes", ValueKind.SIZE, "32MiB", "Most bytes of writes waiting for the cluster at a time; more are refused."),

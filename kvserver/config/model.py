@@ -90,6 +90,8 @@ class ServerConfig:
     memory_budget_bytes: int = 0
     log_window: LogWindowConfig = LogWindowConfig()
     wal_segment_bytes: int = 16 * _MIB
+    wal_retain_bytes: int = 256 * _MIB
+    wal_read_cache_bytes: int = 8 * _MIB
     backend_batch_interval_ms: int = 100
     backend_batch_limit: int = 10_000
     corrupt_check_time_s: float = 0.0
@@ -230,6 +232,8 @@ class ServerConfig:
         _check_range("peer-queue-bytes", self.peer_queue_bytes, _MIB, 1 << 36)
         _check_range("backend-buffer-bytes", self.backend_buffer_bytes, _MIB, 1 << 36)
         _check_range("wal-segment-bytes", self.wal_segment_bytes, 64 << 10, _GIB)
+        _check_range("wal-retain-bytes", self.wal_retain_bytes, 0, 1 << 50)
+        _check_range("wal-read-cache-bytes", self.wal_read_cache_bytes, _MIB, 1 << 36)
         _check_range("backend-batch-interval", self.backend_batch_interval_ms, 1, 60_000)
         _check_range("backend-batch-limit", self.backend_batch_limit, 1, 10**6)
 
@@ -243,4 +247,5 @@ def limits_in_force(config: ServerConfig) -> dict[str, int]:
         "max_uncommitted_bytes": config.max_uncommitted_bytes,
         "backend_buffer_bytes": config.backend_buffer_bytes,
         "peer_queue_bytes": config.peer_queue_bytes,
+        "wal_read_cache_bytes": config.wal_read_cache_bytes,
     }

@@ -250,6 +250,7 @@ def _apply_budget(fields: dict[str, Any], window: dict[str, Any]) -> list[str]:
         ("max_uncommitted_bytes", budget.uncommitted_bytes),
         ("backend_buffer_bytes", budget.backend_buffer_bytes),
         ("peer_queue_bytes", budget.peer_queue_bytes),
+        ("wal_read_cache_bytes", budget.wal_read_cache_bytes),
     ):
         fields.setdefault(field, limit_bytes)
     in_force = replace(
@@ -259,6 +260,7 @@ def _apply_budget(fields: dict[str, Any], window: dict[str, Any]) -> list[str]:
         uncommitted_bytes=fields["max_uncommitted_bytes"],
         backend_buffer_bytes=fields["backend_buffer_bytes"],
         peer_queue_bytes=fields["peer_queue_bytes"],
+        wal_read_cache_bytes=fields["wal_read_cache_bytes"],
     )
     if in_force.sum_bytes <= budget_bytes:
         return []

@@ -84,6 +84,11 @@ def _log_window_families(window: LogWindowState) -> Iterator[Metric]:
     yield gauge("kvserver_log_window_first_index", "The first raft entry in memory.", window.memory_first_index)
     yield gauge("kvserver_log_window_last_index", "The last raft entry in memory.", window.memory_last_index)
     yield gauge("kvserver_log_window_pins", "Snapshot streams that hold entries.", window.pins_active)
+    yield gauge(
+        "kvserver_log_first_index",
+        "The first raft entry that members can be given, from memory or disk.",
+        window.log_first_index,
+    )
     yield gauge("kvserver_wal_first_index", "The first raft entry in the write-ahead log.", window.wal_first_index)
     yield gauge("kvserver_wal_entries", "Raft entries in the write-ahead log.", window.wal_entries)
     yield gauge("kvserver_wal_bytes", "Bytes of the write-ahead log's segments.", window.wal_bytes)

@@ -69,6 +69,10 @@ class Metrics(Collector):
         self.backend_commit_seconds = LatencyHistogram(DISK_BUCKETS_S)
         self.loop_lag_seconds = LatencyHistogram(REQUEST_BUCKETS_S)
         self.log_window_compaction_seconds = LatencyHistogram(REQUEST_BUCKETS_S)
+        self.wal_read_seconds = LatencyHistogram(DISK_BUCKETS_S)
+        self.wal_reads = Counter()
+        self.wal_read_bytes = Counter()
+        self.wal_read_failures = Counter()
         self.leader_changes = Counter()
         self.proposals_failed = Counter()
         self.health_success = Counter()
@@ -137,6 +141,9 @@ class Metrics(Collector):
         yield labelled_counter(
             "kvserver_log_window_compactions", "Compactions of the log window, by reason.", "reason", self.log_window_compactions
         )
+        yield counter("kvserver_wal_reads", "Reads of the write-ahead log for members that are behind memory.", self.wal_reads.value)
+        yield counter("kvserver_wal_read_bytes", "Bytes of entries read back for them.", self.wal_read_bytes.value)
+        yield counter("kvserver_wal_read_failures", "Such reads that met damage or an error.", self.wal_read_failures.value)
         yield counter("kvserver_log_window_pins_expired", "Pins that ended at their limit.", self.log_window_pins_expired.value)
         yield counter("kvserver_corrupt_check_rows", "Rows of the store that the periodic check has read.", self.corrupt_check.rows)
         yield counter("kvserver_corrupt_check_runs", "Runs of the periodic check that have ended.", self.corrupt_check.runs)
@@ -150,6 +157,7 @@ class Metrics(Collector):
     def _histograms(self) -> Iterator[Metric]:
         yield histogram("etcd_disk_wal_fsync_duration_seconds", "Latency of fsync of the write-ahead log.", self.wal_fsync_seconds)
         yield histogram("etcd_disk_backend_commit_duration_seconds", "Latency of commits of the store.", self.backend_commit_seconds)
+        yield histogram("kvserver_wal_read_seconds", "Duration of reads of the write-ahead log for other members.", self.wal_read_seconds)
         yield histogram("kvserver_loop_lag_seconds", "How late the event loop runs its timers.", self.loop_lag_seconds)
         yield histogram(
             "kvserver_log_window_compaction_seconds", "Duration of compactions of the log window.", self.log_window_compaction_seconds

@@ -43,12 +43,14 @@ class PeerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogWindowState:
-    """The raft log in memory, from `memory_first_index` through `memory_last_index`, and on disk, from `wal_first_index`."""
+    """The raft log in memory, from `memory_first_index` through `memory_last_index`, and on disk, from `wal_first_index`; other members can
+    be given what is at or above `log_first_index`."""
 
     entries: int = 0
     bytes: int = 0
     memory_first_index: Index = _FIRST
     memory_last_index: Index = _NONE
+    log_first_index: Index = _FIRST
     wal_first_index: Index = _FIRST
     wal_entries: int = 0
     wal_bytes: int = 0

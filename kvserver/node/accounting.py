@@ -19,6 +19,7 @@ holds for its call is not in it."""
 
 OWNERS: Final = (
     "log_window",
+    "wal_read_cache",
     "unstable_tail",
     "proposals",
     "applying",
@@ -34,6 +35,7 @@ def accounted_bytes(node: Node) -> dict[str, int]:
     """Bytes by owner, now: one figure for each of `OWNERS`."""
     figures = (
         node.window.size_bytes,
+        node.read_cache_bytes,
         node.driver.raw.unstable_bytes,
         node.proposals.pending_bytes,
         node.apply_queue.queued_bytes,

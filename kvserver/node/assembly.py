@@ -31,6 +31,9 @@ from kvserver.node.driver import Driver, DriverHooks
 from kvserver.node.entries import EntryApplier
 from kvserver.node.forwarding import ask_promote
 from kvserver.node.handover import HandOver
+from kvserver.node.history import History, make_history, make_retention
+from kvserver.node.log_storage import LogStorage
+from kvserver.node.log_window import LogWindow
 from kvserver.node.peer_handler import NodePeerHandler
 from kvserver.node.peers import PeerBook
 from kvserver.node.proposals import Proposals
@@ -50,6 +53,7 @@ from raft.config import Config
 from raft.errors import RaftError
 from raft.messages import Message
 from raft.raw_node import RawNode
+from raft.storage import Storage
 from raft.types import SnapshotMetadata, Term
 from wal import WalNoSpaceError
 
@@ -59,6 +63,9 @@ COMMIT_BYTES: Final = 4 << 20
 MAX_INFLIGHT_MSGS: Final = 256
 MAX_WAITING_READS: Final = 100_000
 MIN_PEER_FRAME_BYTES: Final = 16 << 20
+
+Log = LogWindow | LogStorage
+"""What raft reads, and durable entries go to: memory alone, or memory and the WAL below it."""
 
 
 class Events(Protocol):
@@ -121,6 +128,7 @@ class Parts:
     worker: Worker
     copy_executor: ThreadPoolExecutor
     chunk_executor: ThreadPoolExecutor
+    history: History | None
     backups: Backups
 
 
@@ -168,7 +176,13 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
         on_invalid=events.note_invalid,
         on_fatal=events.fail,
     )
-    driver = handler.driver = _make_driver(ground, hooks, book, transport, random)
+    history = None
+    if config.wal_retain_bytes:
+        history = make_history(config, origin, files=ground.directory.files, metrics=metrics, log=ground.log, on_fatal=events.fail)
+    storage: Log = origin.window if history is None else history.storage
+    driver = handler.driver = _make_driver(ground, hooks, book, transport, random, storage)
+    if history is not None:
+        history.on_ready = driver.retry_appends
     proposals = Proposals(
         member_id=origin.member_id,
         incarnation=incarnation,
@@ -179,7 +193,7 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
     )
     reads = Reads(sink=driver, incarnation=incarnation, max_waiting=MAX_WAITING_READS)
     apply_queue = _make_apply_queue(ground, events, driver, proposals)
-    append_queue = _make_append_queue(ground, events, driver, worker, apply_queue)
+    append_queue = _make_append_queue(ground, events, driver, worker, apply_queue, storage)
     return Parts(
         book=book,
         handler=handler,
@@ -195,10 +209,12 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
             worker=worker,
             limits=lambda: (origin.window.first_index(), store.durable_index, append_queue.saved_commit),
             on_fatal=events.fail,
+            retention=None if history is None else make_retention(ground.directory, config, history, driver),
         ),
         worker=worker,
         copy_executor=copying,
         chunk_executor=chunks,
+        history=history,
         backups=Backups(
             store=store,
             copies=copies,
@@ -241,14 +257,14 @@ def _make_transport(
     )
 
 
-def _make_core(ground: Ground, random: Random) -> RawNode:
+def _make_core(ground: Ground, random: Random, storage: Storage) -> RawNode:
     config = ground.config
     return RawNode(
         Config(
             id=ground.origin.member_id,
             election_ticks=config.election_timeout_ticks,
             heartbeat_ticks=1,
-            storage=ground.origin.window,
+            storage=storage,
             random=random,
             log_sink=RaftLogSink(ground.log),
             applied=ground.store.applied_index,
@@ -265,14 +281,15 @@ def _make_core(ground: Ground, random: Random) -> RawNode:
     )
 
 
-def _make_driver(ground: Ground, hooks: DriverHooks, book: PeerBook, transport: Transport, random: Random) -> Driver:
+def _make_driver(ground: Ground, hooks: DriverHooks, book: PeerBook, transport: Transport, random: Random, storage: Log) -> Driver:
     return Driver(
-        raw=_make_core(ground, random),
+        raw=_make_core(ground, random, storage),
         window=ground.origin.window,
         peers=book,
         outbox=transport,
         durability=ground.store,
         limits=window_limits(ground.config),
+        log_first=(lambda: None) if isinstance(storage, LogWindow) else storage.first_index,
         tick_s=ground.config.heartbeat_interval_ms / 1000,
         hooks=hooks,
     )
@@ -313,11 +330,13 @@ def _make_apply_queue(ground: Ground, events: Events, driver: Driver, proposals:
     return ApplyQueue(store=ground.store, apply_entry=entries.apply, on_applied=driver.storage_responded, on_fatal=events.fail)
 
 
-def _make_append_queue(ground: Ground, events: Events, driver: Driver, worker: Worker, apply_queue: ApplyQueue) -> AppendQueue:
+def _make_append_queue(
+    ground: Ground, events: Events, driver: Driver, worker: Worker, apply_queue: ApplyQueue, storage: Log
+) -> AppendQueue:
     origin = ground.origin
     queue = AppendQueue(
         wal=origin.wal,
-        window=origin.window,
+        window=storage,
         worker=worker,
         hard_state=origin.hard_state,
         install=lambda message, hard_state: installer.install(message, hard_state),  # noqa: PLW0108 - made after the queue
@@ -330,7 +349,7 @@ def _make_append_queue(ground: Ground, events: Events, driver: Driver, worker: W
         wal=origin.wal,
         write=queue.run_patiently,
         store=ground.store,
-        window=origin.window,
+        window=storage,
         apply_queue=apply_queue,
         on_installed=events.note_installed,
         metrics=ground.metrics,
@@ -360,6 +379,7 @@ def watch_space(ground: Ground, parts: Parts, hand_over: HandOver, *, on_fatal: 
             log=ground.log,
         )
     )
+    parts.releaser.retention.is_short_of_space = lambda: watch.space.is_short
     parts.proposals.check = watch.check
     parts.proposals.check_change = watch.check_change
     parts.handler.admit = watch.admit

@@ -37,6 +37,7 @@ from kvserver.node.joining import ask_cluster, has_forgotten, has_taken_part
 from kvserver.node.log_window import LogWindow
 from kvserver.node.membership import cluster_id, conf_state_of, initial_members
 from kvserver.node.opening import inspect_received
+from kvserver.node.term_runs import TermRuns
 from kvserver.node.window_loader import WindowLoader
 from kvserver.snapshot import cleanup, list_received, remove_received, run_to_end
 from kvserver.storage import StoreDamagedError, StoreUnreadableError
@@ -164,6 +165,7 @@ async def _restart(config: ServerConfig, directory: DataDirectory, store: Store,
         loader,
         applied_index=store.applied_index,
         applied_term=store.applied_term,
+        recent_bytes=limits.max_bytes,
         files=directory.files,
         segment_size_bytes=config.wal_segment_bytes,
     )
@@ -177,7 +179,13 @@ async def _restart(config: ServerConfig, directory: DataDirectory, store: Store,
         wal.close()
         raise
     remove_received(directory.snap, files=directory.files)  # what the marker named is installed by now; the rest never got a marker
-    window = loader.finish(recovered, recovered.hard_state, store.conf_state, lambda: (store.durable_index, store.conf_state))
+    window = loader.finish(
+        recovered,
+        recovered.hard_state,
+        store.conf_state,
+        lambda: (store.durable_index, store.conf_state),
+        term_at=TermRuns(wal.term_runs()).term_at,
+    )
     log.info(
         "restarted from the data directory",
         cluster_id=f"{metadata.cluster_id:x}",

@@ -86,13 +86,18 @@ class PeerClaim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """Everything else that the decision depends on. `leader_floor`: the floor last heard from the current leader (followers only)."""
+    """Everything else that the decision depends on.
+
+    `leader_floor`: the floor last heard from the current leader (followers only). `log_first`: the lowest entry that can be had at all,
+    from memory or from the WAL; None if only memory serves.
+    """
 
     role: Role
     safe_index: Index
     now_s: float
     role_since_s: float
     leader_floor: Index | None = None
+    log_first: Index | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +109,7 @@ class Decision:
 
 
 class ClaimKind(Enum):
-    """Why entries are kept for a peer; the last two: why none are."""
+    """Why entries are kept for a peer; the last three: why none are."""
 
     SNAPSHOT = "snapshot"
     """A snapshot is on its way to it, or has just arrived: what comes after its position."""
@@ -114,6 +119,8 @@ class ClaimKind(Enum):
     """As `ACTIVE`, and nothing is known to match: the whole window."""
     DOWN = "down"
     """A silent voter within its budget of time and of half the caps."""
+    DISK = "disk"
+    """It needs what memory has dropped and the WAL still has: it is fed from there."""
     BEYOND = "beyond"
     """It needs what is gone: a snapshot has to help it."""
     SILENT = "silent"
@@ -263,8 +270,9 @@ def _claim(window: Window, peer: PeerClaim, situation: Situation, limits: Window
     if peer.match_index == 0:
         return Claim(ClaimKind.JOINING, Index(floor), heard_s + limits.grace_s) if active else Claim(ClaimKind.SILENT, None)
     need = peer.match_index
-    if need < floor:
-        return Claim(ClaimKind.BEYOND, None)  # entries can't help it any more
+    if need < floor:  # entries in memory can't help it any more
+        is_on_disk = situation.log_first is not None and need >= situation.log_first - 1
+        return Claim(ClaimKind.DISK if is_on_disk else ClaimKind.BEYOND, None)
     if active:
         return Claim(ClaimKind.ACTIVE, need, heard_s + limits.grace_s)
     affordable = window.last_index() - need <= limits.max_entries // 2 and window.bytes_after(need) <= limits.max_bytes // 2

@@ -84,7 +84,7 @@ class DebugPages:
             "entries": window.entry_count,
             "bytes": window.size_bytes,
             "mem_first": window.first_index(),
-            "log_first": node.releaser.wal_first_index,
+            "log_first": node.log_first_index,
             "wal_bytes": node.releaser.wal_bytes,
             "limits": {"entries": limits.max_entries, "bytes": limits.max_bytes, "peer_grace_s": limits.grace_s},
             "slack_limits": {"entries": SLACK_ENTRIES, "bytes": SLACK_BYTES},

@@ -91,13 +91,14 @@ class Driver:
         limits: WindowLimits,
         tick_s: float,
         hooks: DriverHooks,
+        log_first: Callable[[], Index | None] = lambda: None,
     ) -> None:
         self._raw = raw
         self._window = window
         self._peers = peers
         self._outbox = outbox
         self._durability = durability
-        self._keeper = WindowKeeper(window, peers, limits)
+        self._keeper = WindowKeeper(window, peers, limits, log_first)
         self._tick_s = tick_s
         self._hooks = hooks
         self._loop = asyncio.get_running_loop()
@@ -227,6 +228,10 @@ class Driver:
     def report_unreachable(self, peer: NodeId) -> None:
         """A message to `peer` was dropped."""
         self._enter(self._raw.report_unreachable, peer)
+
+    def retry_appends(self) -> None:
+        """Entries that had to be read from disk are there."""
+        self._enter(self._raw.retry_appends)
 
     def report_snapshot(self, peer: NodeId, *, delivered: bool) -> None:
         """The snapshot stream to `peer` ended."""

@@ -39,7 +39,7 @@ from kvserver.storage import EngineHooks, StorageNoSpaceError
 from kvserver.types import ClusterId, NodeId, Revision
 from raft.errors import RaftError
 from raft.messages import Message
-from raft.types import NO_NODE, SnapshotMetadata, Term
+from raft.types import NO_NODE, Index, SnapshotMetadata, Term
 from wal import Files, WalError, WalNoSpaceError
 
 
@@ -149,9 +149,9 @@ class Node:
             node = cls(config, directory, store, origin, metrics=metrics, log=log)
             hooks.on_durable = node.note_durable
             hooks.on_fatal = node.fail
-            hooks.on_no_space = node.space.note_store
+            hooks.on_no_space = node.note_store_space
             if at_start:
-                node.space.note_store(at_start[-1])
+                node.note_store_space(at_start[-1])
             corruption.attach(node.alarms)
             await node._run()
         except BaseException:
@@ -191,6 +191,17 @@ class Node:
                 self._log.info("published local member to cluster", name=self.config.name)
                 return
 
+    @property
+    def log_first_index(self) -> Index:
+        """The lowest entry that another member can be given, from memory or from the WAL."""
+        history = self._parts.history
+        return self.window.first_index() if history is None else history.storage.first_index()
+
+    @property
+    def read_cache_bytes(self) -> int:
+        """Memory that holds entries read back from the WAL."""
+        return 0 if self._parts.history is None else self._parts.history.log.cached_bytes
+
     def now_s(self) -> float:
         """The loop's clock."""
         return self._loop.time()
@@ -219,6 +230,8 @@ class Node:
             last_first.callback(self._parts.copy_executor.shutdown)
             last_first.callback(self._parts.chunk_executor.shutdown)
             last_first.push_async_callback(self._parts.worker.stop)
+            if self._parts.history is not None:
+                last_first.push_async_callback(self._parts.history.stop)
             last_first.push_async_callback(self._close_wal)
             last_first.push_async_callback(self.store.close)
             last_first.push_async_callback(self.releaser.wait_idle)
@@ -253,6 +266,8 @@ class Node:
         self._hand_over.note_leader()
         self.space.note_leader()
         if previous == self.member_id:
+            if self._parts.history is not None:
+                self._parts.history.log.stop_serving()
             for peer in self.transport.peers:
                 self.transport.cancel_snapshot(peer)
         if leader != NO_NODE and leader != previous:
@@ -288,6 +303,12 @@ class Node:
     def note_append_held(self, error: WalNoSpaceError | None) -> None:
         """The WAL has no space for what it is to save, or (None) has saved it."""
         self.space.note_append(error)
+        self.releaser.consider()  # what is retained for other members gives way
+
+    def note_store_space(self, error: StorageNoSpaceError | None) -> None:
+        """The store has no space for a commit, or (None) has it again."""
+        self.space.note_store(error)
+        self.releaser.consider()  # as above
 
     def note_removed(self) -> None:
         """A peer says that this member was removed."""

@@ -90,6 +90,7 @@ class NodeStatus:
             bytes=node.window.size_bytes,
             memory_first_index=node.window.first_index(),
             memory_last_index=node.window.last_index(),
+            log_first_index=node.log_first_index,
             wal_first_index=node.releaser.wal_first_index,
             wal_entries=max(0, node.window.last_index() - node.releaser.wal_first_index + 1),
             wal_bytes=node.releaser.wal_bytes,

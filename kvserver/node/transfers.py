@@ -25,7 +25,6 @@ from kvserver.errors import FatalError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node.apply_queue import ApplyQueue
-from kvserver.node.log_window import LogWindow
 from kvserver.node.opening import inspect_received
 from kvserver.snapshot import discard, list_received, remove_received
 from kvserver.storage import StoreUnreadableError
@@ -38,6 +37,12 @@ class MarkerWriter(Protocol):
     """What installing needs of the WAL; blocks, on the WAL thread."""
 
     def save_marker(self, marker: Marker, hard_state: HardState | None) -> None: ...
+
+
+class ResettableLog(Protocol):
+    """The log as raft reads it."""
+
+    def reset(self, index: Index, term: Term) -> None: ...
 
 
 class InstallableStore(Protocol):
@@ -57,7 +62,7 @@ class Installer:
     wal: MarkerWriter
     write: Callable[[Callable[[], None]], Awaitable[None]]
     store: InstallableStore
-    window: LogWindow
+    window: ResettableLog
     apply_queue: ApplyQueue
     on_installed: Callable[[SnapshotMetadata], None]
     metrics: Metrics

@@ -8,6 +8,7 @@ Rules: it decides and expires pins; the caller compacts. `explain` tells the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvserver.node.compaction import Decision, Explanation, Hold, Role, Situation, WindowLimits, decide, explain, is_within_slack
@@ -26,12 +27,15 @@ class WindowReport:
 
 
 class WindowKeeper:
-    """Decides about one log window."""
+    """Decides about one log window. `log_first` answers what can be had at all, from memory or from the WAL (None: only memory serves)."""
 
-    def __init__(self, window: LogWindow, peers: PeerBook, limits: WindowLimits) -> None:
+    def __init__(
+        self, window: LogWindow, peers: PeerBook, limits: WindowLimits, log_first: Callable[[], Index | None] = lambda: None
+    ) -> None:
         self._window = window
         self._peers = peers
         self._limits = limits
+        self._log_first = log_first
 
     def decide(self, raw: RawNode, *, safe_index: Index, now_s: float, role_since_s: float, leader_floor: Index | None) -> Decision | None:
         """Where to compact now, if anywhere.
@@ -47,24 +51,24 @@ class WindowKeeper:
         is_leader = raw.is_leader
         if is_leader:
             peers.expire(now_s, doubled_cap=window.cap_index(2 * limits.max_entries, 2 * limits.max_bytes), progress=raw.progress())
-        situation = _situation(is_leader, safe_index, now_s, role_since_s, leader_floor)
+        situation = self._situation(is_leader, safe_index, now_s, role_since_s, leader_floor)
         claims = peers.claims(raw.progress(), raw.id) if is_leader else ()
         return decide(window, claims, situation, limits)
 
     def explain(self, raw: RawNode, *, safe_index: Index, now_s: float, role_since_s: float, leader_floor: Index | None) -> WindowReport:
         """What `decide`, asked the same, would weigh; pins that are due stay until it is asked."""
         claims = self._peers.claims(raw.progress(), raw.id) if raw.is_leader else ()
-        situation = _situation(raw.is_leader, safe_index, now_s, role_since_s, leader_floor)
+        situation = self._situation(raw.is_leader, safe_index, now_s, role_since_s, leader_floor)
         explanation = explain(self._window, claims, situation, self._limits)
         ids = [peer for peer, _, _ in raw.progress() if peer != raw.id] if raw.is_leader else []
         return WindowReport(explanation=explanation, holds=dict(zip(ids, explanation.holds, strict=True)))
 
-
-def _situation(is_leader: bool, safe_index: Index, now_s: float, role_since_s: float, leader_floor: Index | None) -> Situation:
-    return Situation(
-        role=Role.LEADER if is_leader else Role.FOLLOWER,
-        safe_index=safe_index,
-        now_s=now_s,
-        role_since_s=role_since_s,
-        leader_floor=leader_floor,
-    )
+    def _situation(self, is_leader: bool, safe_index: Index, now_s: float, role_since_s: float, leader_floor: Index | None) -> Situation:
+        return Situation(
+            role=Role.LEADER if is_leader else Role.FOLLOWER,
+            safe_index=safe_index,
+            now_s=now_s,
+            role_since_s=role_since_s,
+            leader_floor=leader_floor,
+            log_first=self._log_first(),
+        )

@@ -2,7 +2,7 @@
 
 Rules: every entry above the applied index is kept (it is still to be applied); below it only the newest within the window's limits, so
 that peers with a trivial lag need no snapshot. The WAL hands entries over in file order: an index that was seen before overwrites, a gap
-stands behind a snapshot marker.
+stands behind a snapshot marker, or behind segments that were not read because nobody needs them.
 """
 
 from __future__ import annotations
@@ -46,9 +46,15 @@ class WindowLoader:
         return 0 if self._entries is None else self._entries.size_bytes
 
     def finish(
-        self, recovered: Recovered, hard_state: HardState, conf_state: ConfState, durable: Callable[[], tuple[Index, ConfState]]
+        self,
+        recovered: Recovered,
+        hard_state: HardState,
+        conf_state: ConfState,
+        durable: Callable[[], tuple[Index, ConfState]],
+        *,
+        term_at: Callable[[Index], Term],
     ) -> LogWindow:
-        """The window, holding what was kept of the readable entries."""
+        """The window, holding what was kept of the readable entries. `term_at` knows the readable positions, and the one before them."""
         held = self._entries
         window = LogWindow(
             first_index=recovered.first_index,
@@ -62,7 +68,7 @@ class WindowLoader:
         self._trim(held)
         first = max(held.first_index(), recovered.first_index)
         if first > recovered.first_index:
-            window.reset(Index(first - 1), held.term(Index(first - 1)))
+            window.reset(Index(first - 1), term_at(Index(first - 1)))
         window.append(held.entries(Index(first), Index(held.last_index() + 1), 1 << 62))
         return window
 

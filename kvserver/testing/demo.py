@@ -163,7 +163,7 @@ def tell(demo: Demo) -> None:
 def main() -> int:
     """Run the story in a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="kvserver-demo-") as directory:
-        flags = [f"--log-window-entries={WINDOW_ENTRIES}"]
+        flags = [f"--log-window-entries={WINDOW_ENTRIES}", "--wal-retain-bytes=0"]
         with ProcessCluster(Path(directory), flags=flags) as cluster:
             try:
                 tell(Demo(cluster))

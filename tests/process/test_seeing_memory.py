@@ -122,7 +122,7 @@ def test_a_stopped_member_is_named_as_the_holder_with_the_right_amount_until_the
     assert by_name[leader.name]["window"]["held_by"]["name"] == stopped.name
 
     fill(leader, 2 * CAP_BYTES // VALUE_BYTES)
-    found = wait_page(leader, lambda of: peer_of(of, stopped.name)["hold"]["claim"] in ("beyond", "silent"), "the claim doesn't end")
+    found = wait_page(leader, lambda of: peer_of(of, stopped.name)["hold"]["claim"] == "disk", "the claim doesn't end")
     assert (found["window"]["held_by"] or {}).get("name") != stopped.name
     assert (peer_of(found, stopped.name)["hold"]["entries"], peer_of(found, stopped.name)["hold"]["bytes"]) == (0, 0)
     assert found["window"]["bytes"] < CAP_BYTES + 2 * VALUE_BYTES

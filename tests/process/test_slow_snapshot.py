@@ -39,7 +39,7 @@ def wait_for_snapshot_stream(leader: NodeProcess) -> None:
 
 
 def test_a_snapshot_stream_that_stands_still_does_not_grow_the_store_of_the_leader(make_cluster) -> None:
-    cluster = make_cluster(flags=("--log-window-entries=20", "--log-window-bytes=1MiB"))
+    cluster = make_cluster(flags=("--log-window-entries=20", "--log-window-bytes=1MiB", "--wal-retain-bytes=0"))
     cluster.start()
     leader = cluster.leader()
     laggard = next(node for node in cluster.nodes if node is not leader)

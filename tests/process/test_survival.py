@@ -60,7 +60,7 @@ def test_a_follower_restarted_within_the_window_catches_up_from_entries_alone(ma
 
 
 def test_a_follower_restarted_beyond_the_window_catches_up_by_one_snapshot(make_cluster) -> None:
-    cluster = make_cluster(flags=("--log-window-entries=200",))
+    cluster = make_cluster(flags=("--log-window-entries=200", "--wal-retain-bytes=0"))
     cluster.start()
     victim = follower_of(cluster)
     victim.kill()

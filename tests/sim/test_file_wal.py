@@ -30,7 +30,7 @@ def test_one_seed_in_four_runs_on_real_files() -> None:
 def test_a_crash_keeps_what_was_synced_and_a_prefix_of_the_rest() -> None:
     survived = set()
     for seed in range(60):
-        log = FileWal(NodeId(1))
+        log = FileWal(NodeId(1), 0)
         log.write([entry(1, 1), entry(2, 1)], HardState(term=Term(1)))
         log.sync()
         log.write([entry(3, 1), entry(4, 1)], None)

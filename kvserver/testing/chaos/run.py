@@ -37,9 +37,16 @@ from kvserver.version import __version__
 
 SERVER_FLAGS: Final = ("--log-window-entries=1000", "--wal-segment-bytes=1MiB", "--log-level=info")
 """Small limits, so that members that were away meet entries, snapshots and segment changes alike."""
+RETAIN_BYTES: Final = (0, 4 << 20, 256 << 20)
+"""What members keep of their log for others, by seed: snapshots at once beyond memory, both, hardly any."""
 
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+def _retention(seed: int) -> str:
+    """The flag for what is kept of the log; one of the plan's own comes behind it, and wins."""
+    return f"--wal-retain-bytes={RETAIN_BYTES[seed % len(RETAIN_BYTES)]}"
 
 
 class InterruptedRunError(KvError):
@@ -125,7 +132,7 @@ class _Run:
         plan = self._plan
         random = Random(plan.seed)
         steps = make_plan(random, kills=plan.kills, members=plan.members, only=plan.only)
-        cluster = ProcessCluster(plan.directory, size=plan.members, flags=plan.flags)
+        cluster = ProcessCluster(plan.directory, size=plan.members, flags=(_retention(plan.seed), *plan.flags))
         for node in cluster.nodes:
             node.program = tuple(plan.program)
         recorder = Recorder(plan.history)

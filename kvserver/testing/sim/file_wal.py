@@ -8,7 +8,8 @@ Rules
   can do at that moment: write, sync, mark, release.
 - A crash is a power loss, or the end of the process alone, after which what was written is still seen. Then the real log is opened, and
   must give what the model has after some prefix of its records, all synced ones included; the model is cut to that.
-- The model releases what the real log released: whole segments.
+- The model releases what the real log released: whole segments. Closed segments stay as long as they take no more than `retain_bytes`, to
+  serve members that are behind memory (history.py).
 
 Memory: one small segment size, so that cuts are frequent; the disk is rebuilt at each power loss.
 """
@@ -35,13 +36,24 @@ _POWER_FAILS: Final = 0.7
 class FileWal(SimWal):
     """As `SimWal`, with the real log beside it."""
 
-    __slots__ = ("_disk", "_metadata", "_real")
+    __slots__ = ("_disk", "_metadata", "_real", "retain_bytes")
 
-    def __init__(self, member: NodeId) -> None:
+    def __init__(self, member: NodeId, retain_bytes: int) -> None:
         super().__init__(member)
+        self.retain_bytes = retain_bytes
         self._metadata = Metadata(cluster_id=1, member_id=member)
         self._disk = MemoryDisk(member)
         self._real = Wal.create(DIRECTORY, self._metadata, files=self._disk, segment_size_bytes=SEGMENT_BYTES)
+
+    @property
+    def real(self) -> Wal:
+        """The real log of this life."""
+        return self._real
+
+    @property
+    def files(self) -> MemoryDisk:
+        """The disk that it is on."""
+        return self._disk
 
     def write(self, entries: list[Entry], hard_state: HardState | None) -> None:
         """Write a save; not yet durable."""
@@ -60,7 +72,7 @@ class FileWal(SimWal):
 
     def release(self, index: Index) -> None:
         """Remove the segments that only concern entries through `index`, and as much of the model."""
-        self._real.release(index)
+        self._real.release(index, retain_bytes=self.retain_bytes)
         super().release(Index(self._real.first_index - 1))
 
     def crash(self, rng: Random) -> None:

@@ -2,8 +2,9 @@
 
 Rules
 - Everything between raft and the window is the node's own code: `RawNode` with asynchronous storage writes, `LogWindow`, `WindowLoader`,
-  `WindowKeeper`, `PeerBook`. This shell repeats the order of the driver: step, turn (all Readys, then compaction), floors with every
-  message, pins from the moment a snapshot is wanted, contact clocks from every message.
+  `WindowKeeper`, `PeerBook`; where the log is the real one, `LogHistory` and `LogStorage` below it. This shell repeats the driver's
+  order: step, turn (all Readys, then compaction), floors with every message, pins from the moment a snapshot is wanted, contact clocks
+  from every message.
 - Only ProposalDropped and "peer not found" may come out of a core; any other error, and above all "compacted" or "unavailable", is a
   violation.
 - A crash drops everything but the disk. Events of an earlier life never arrive; those of a stalled member wait, its ticks collapse to one.
@@ -15,11 +16,15 @@ from random import Random
 from typing import Protocol
 
 from kvserver.node.compaction import Decision
+from kvserver.node.log_storage import LogStorage
+from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
 from kvserver.node.window_keeper import WindowKeeper
 from kvserver.node.window_loader import WindowLoader
 from kvserver.testing.sim.checks import SafetyChecks
 from kvserver.testing.sim.disk import Disk, SimWal, StoreState
+from kvserver.testing.sim.file_wal import FileWal
+from kvserver.testing.sim.history import make_storage
 from kvserver.testing.sim.kernel import US_PER_S, Action, Kernel, ViolationError
 from kvserver.testing.sim.network import Network
 from kvserver.testing.sim.plan import Plan
@@ -37,6 +42,7 @@ from wal.state import LogState
 
 _TICK_US = US_PER_S
 _RELEASE_AFTER_COMMIT = 0.25
+_FLOOR_FOLLOWS_US = 150_000
 
 
 class Outside(Protocol):
@@ -50,6 +56,7 @@ class Outside(Protocol):
     def leader_appeared(self, member: Member) -> None: ...
     def peer_left(self, member: Member, peer: NodeId) -> None: ...
     def compacted(self, decision: Decision) -> None: ...
+    def history_read(self) -> None: ...
 
 
 class Member:
@@ -86,7 +93,7 @@ class Member:
         self._is_in_turn = False
         self._is_turn_scheduled = False
         self._recover(plan, log_sink)
-        self._window_checks = WindowChecks(member_id, self.window, plan.limits, checks)
+        self._window_checks = WindowChecks(member_id, self.window, plan.limits, checks, self.storage)
         checks.started(self)
         self.after(kernel.rng.randrange(self._tick_us), self._tick)
 
@@ -103,8 +110,12 @@ class Member:
         disk.received.clear()
         self.store = SimStore(self, disk, plan.pace, self._note_durable)
         self._checks.check_state(self.id, self.store.state)
-        self.window = loader.finish(recovered, recovered.hard_state, self.conf_state, self.store.durable)
-        self._keeper = WindowKeeper(self.window, self.book, plan.limits)
+        self.window = loader.finish(recovered, recovered.hard_state, self.conf_state, self.store.durable, term_at=disk.wal.state.term_at)
+        self.storage: LogWindow | LogStorage = self.window
+        if isinstance(disk.wal, FileWal) and disk.wal.retain_bytes:
+            self.storage = make_storage(self, disk.wal, self.window, self._retry_appends, self._outside.history_read)
+        log_first = self.storage.first_index if isinstance(self.storage, LogStorage) else lambda: None
+        self._keeper = WindowKeeper(self.window, self.book, plan.limits, log_first)
         self.log = LogState(start_index=Index(recovered.first_index - 1), start_term=recovered.prev_term)
         for index in range(recovered.first_index, recovered.last_index + 1):
             self.log.append(Index(index), disk.wal.state.term_at(Index(index)))
@@ -115,7 +126,7 @@ class Member:
                 id=self.id,
                 election_ticks=plan.election_ticks,
                 heartbeat_ticks=1,
-                storage=self.window,
+                storage=self.storage,
                 random=Random(self._kernel.rng.getrandbits(64)),
                 log_sink=log_sink,
                 applied=self.store.applied_index,
@@ -237,6 +248,12 @@ class Member:
         self._checks.stepped(self)
         self.wake()
 
+    def _retry_appends(self) -> None:
+        """Entries that raft asked for have been read."""
+        self.raw.retry_appends()
+        self._checks.stepped(self)
+        self.wake()
+
     def _tick(self) -> None:
         self.after(self._tick_us, self._tick)
         self.raw.tick()
@@ -311,6 +328,8 @@ class Member:
         if previous == self.id and leader != previous:
             self.book.unpin_all()
             self._outside.leadership_lost(self)
+            if isinstance(self.storage, LogStorage):
+                self.storage.history.stop_serving()
         self.note(f"{self.raw.state.value} of term {self.raw.term}, leader {leader}")
         if leader not in (NO_NODE, previous):
             self._outside.leader_appeared(self)
@@ -341,7 +360,7 @@ class Member:
         """A save is durable."""
         self._checks.synced(self.id, hard_state)
         self.note(f"synced {self.wal.durable.last_term}/{self.wal.durable.last_index}, term {hard_state.term} vote {hard_state.vote}")
-        self.window.append(entries)
+        self.storage.append(entries)
         self.storage_responded(responses)
 
     def apply_entry(self, entry: Entry) -> None:
@@ -375,6 +394,8 @@ class Member:
     def _note_durable(self, index: Index) -> None:
         if self.chance(_RELEASE_AFTER_COMMIT):
             self.wal.release(Index(min(self.window.first_index() - 1, index)))
+            if isinstance(self.storage, LogStorage) and isinstance(self.wal, FileWal):
+                self.after(_FLOOR_FOLLOWS_US, self.storage.history.raise_floor, self.wal.real.first_index)
         self.wake()
 
     def install(self, metadata: SnapshotMetadata) -> None:
@@ -382,7 +403,7 @@ class Member:
         before = self.conf_state
         state = self.store.install((metadata.index, metadata.term))
         self._checks.check_state(self.id, state)
-        self.window.reset(metadata.index, metadata.term)
+        self.storage.reset(metadata.index, metadata.term)
         self._window_checks.check_previous_term()
         self._forget_peers(before, state.conf_state)
         self.note(f"installed snapshot {metadata.term}/{metadata.index}")

@@ -16,6 +16,8 @@ from kvserver.testing.sim.kernel import US_PER_S
 
 FILES_EVERY: Final = 4
 """One seed in so many runs on the real log, on a disk in memory (file_wal.py)."""
+RETAIN_BYTES: Final = (16_384, 262_144, 0)
+"""What those seeds keep of it for members that are behind memory, in turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,7 @@ class Plan:
     seed: int
     steps: int
     real_files: bool
+    wal_retain_bytes: int
     voters: int
     learners: int
     election_ticks: int
@@ -107,6 +110,7 @@ def draw(rng: Random, *, seed: int, steps: int, nodes: int) -> Plan:
         seed=seed,
         steps=steps,
         real_files=seed % FILES_EVERY == FILES_EVERY - 1,
+        wal_retain_bytes=RETAIN_BYTES[seed // FILES_EVERY % len(RETAIN_BYTES)],
         voters=nodes - learners,
         learners=learners,
         election_ticks=rng.choice((3, 5, 10)),

@@ -6,6 +6,7 @@
     window account       what is held is what is accounted for
     previous term        the term of first - 1 is known and right
     peers are served     what an active peer within the caps still needs is not dropped
+    log floor            what can be had at all begins at or below the window, knows the term before it, and never moves back
 
 The rule of the window is not repeated here: each promise is stated on its own, with slack where the rule has some.
 """
@@ -20,6 +21,7 @@ from kvserver.node.peers import PeerBook
 from kvserver.testing.sim.checks import SafetyChecks
 from kvserver.testing.sim.kernel import ViolationError
 from raft.raw_node import RawNode
+from raft.storage import Storage
 from raft.types import Index, NodeId
 
 _COUNTED_ENTRIES: Final = 300
@@ -28,12 +30,14 @@ _COUNTED_ENTRIES: Final = 300
 class WindowChecks:
     """The promises of one member's window, for one life of the member."""
 
-    def __init__(self, member: NodeId, window: LogWindow, limits: WindowLimits, safety: SafetyChecks) -> None:
+    def __init__(self, member: NodeId, window: LogWindow, limits: WindowLimits, safety: SafetyChecks, storage: Storage) -> None:
         self._member = member
         self._window = window
         self._limits = limits
         self._safety = safety
         self._first = int(window.first_index())
+        self._storage = storage
+        self._log_first = int(storage.first_index())
         self.check_previous_term()
 
     def check_previous_term(self) -> None:
@@ -59,6 +63,7 @@ class WindowChecks:
         if window.first_index() < self._first:
             raise ViolationError("compaction safety", f"{self._member}: the floor moved back from {self._first} to {window.first_index()}")
         self._first = window.first_index()
+        self._check_log_floor()
         factor = 2 if pinned else 1
         if window.size_bytes > factor * limits.max_bytes and window.size_bytes > window.bytes_after(safe):
             text = f"{self._member} holds {window.size_bytes} bytes, the cap is {factor} x {limits.max_bytes}, durably applied is {safe}"
@@ -68,6 +73,16 @@ class WindowChecks:
                 f"{self._member} holds {window.entry_count} entries, the cap is {factor} x {limits.max_entries}, durably applied is {safe}"
             )
             raise ViolationError("window bound", text)
+
+    def _check_log_floor(self) -> None:
+        first = self._storage.first_index()
+        if not self._log_first <= first <= self._first:
+            raise ViolationError("log floor", f"{self._member}: it moved from {self._log_first} to {first}, memory begins at {self._first}")
+        if first != self._log_first:
+            self._log_first = first
+            before = Index(first - 1)
+            if self._storage.term(before) != self._safety.committed_term(before):
+                raise ViolationError("log floor", f"{self._member} says that {before} has term {self._storage.term(before)}")
 
     def check_compaction(self, index: Index, raw: RawNode, durable_index: Index) -> None:
         """Before everything through `index` is dropped."""

@@ -159,7 +159,7 @@ class World:
     def _found(self, node: NodeId) -> None:
         """A member with an empty disk, which begins with the configuration that the cluster was founded with."""
         empty = StoreState(index=Index(0), term=Term(0), conf_state=self._founding)
-        self._census.disks[node] = Disk(FileWal(node) if self.plan.real_files else SimWal(node), empty)
+        self._census.disks[node] = Disk(FileWal(node, self.plan.wal_retain_bytes) if self.plan.real_files else SimWal(node), empty)
         self.restart(node)
 
     def _join(self) -> NodeId:
@@ -265,6 +265,10 @@ class World:
     def peer_left(self, member: Member, peer: NodeId) -> None:
         """A member learns that a peer was removed."""
         self.transfers.cancel(member, peer)
+
+    def history_read(self) -> None:
+        """A member has read old entries back from its log."""
+        self._count("reads of the WAL for others")
 
     def compacted(self, decision: Decision) -> None:
         """A member compacted its window."""

@@ -11,7 +11,7 @@ from kvserver.config.budget import BASE_BYTES, LEAST_PEERS, MAX_BUDGET_BYTES, Bu
 
 MIB = 1 << 20
 RECEIVE_BYTES = ServerConfig().receive_limit_bytes
-LIMITS = ("log_window_bytes", "inflight_bytes", "uncommitted_bytes", "backend_buffer_bytes", "peer_queue_bytes")
+LIMITS = ("log_window_bytes", "inflight_bytes", "uncommitted_bytes", "backend_buffer_bytes", "peer_queue_bytes", "wal_read_cache_bytes")
 
 budgets = st.integers(0, 1 << 34)
 requests = st.integers(1 << 16, 16 * MIB)
@@ -67,11 +67,12 @@ def test_the_shares_of_the_documented_example() -> None:
     parts = derive(128_000_000, receive_limit_bytes=RECEIVE_BYTES).parts()
     assert {name: round(part / 1e6, 1) for name, part in parts.items()} == {
         "base": 50.3,
-        "log_window_and_pins": 24.3,
+        "log_window_and_pins": 19.4,
         "proposals_and_requests": 19.4,
         "uncommitted": 9.7,
         "store_buffer": 9.7,
         "peer_queues": 14.6,
+        "wal_read_cache": 4.9,
     }
 
 

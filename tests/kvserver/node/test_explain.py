@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvserver.node.compaction import DOWN_MEMBER_BUDGET_S, ClaimKind, PeerClaim, Role, Share, Situation, WindowLimits, decide, explain
+from kvserver.node.compaction import (
+    DOWN_MEMBER_BUDGET_S,
+    Claim,
+    ClaimKind,
+    Hold,
+    PeerClaim,
+    Role,
+    Share,
+    Situation,
+    WindowLimits,
+    decide,
+    explain,
+)
 from kvserver.node.log_window import ENTRY_OVERHEAD_BYTES, LogWindow
 from kvserver.node.peers import PIN_AFTER_SUCCESS_S, PeerBook
 from kvserver.node.window_keeper import WindowKeeper
@@ -140,3 +152,21 @@ def test_asking_changes_nothing_and_names_the_peers() -> None:
     assert (book.pins, window.first_index()) == ({3: 450}, 1)
     raw.is_leader = False
     assert keeper.explain(raw, **situation).holds == {}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("match", "kind"),
+    [(200, ClaimKind.ACTIVE), (199, ClaimKind.DISK), (100, ClaimKind.DISK), (99, ClaimKind.BEYOND)],
+)
+def test_a_peer_that_is_fed_from_the_wal_is_named_and_holds_nothing_of_memory(match: int, kind: ClaimKind) -> None:
+    situation = replace(leader(500), log_first=Index(101))
+    window = window_of(201, 500)
+    found = explain(window, [peer(match)], situation, LIMITS)
+    assert found.holds[0].claim.kind is kind
+    decision = decide(window, [peer(match)], situation, LIMITS)
+    if kind is ClaimKind.ACTIVE:
+        assert decision is None
+    else:
+        assert found.holds[0] == Hold(Claim(kind, None), Share(0, 0))
+        assert decision is not None
+        assert decision.index == 500, "memory is compacted as if it were not there"

@@ -30,7 +30,7 @@ def test_large_values_do_not_pile_up_far_beyond_the_byte_cap() -> None:
         loader(Entry(index=Index(index), term=Term(1), data=value))
         peak_bytes = max(peak_bytes, loader.held_bytes)
     assert peak_bytes < 14 * MEBIBYTE
-    window = loader.finish(recovered(200), HardState(), ConfState(), lambda: (Index(200), ConfState()))
+    window = loader.finish(recovered(200), HardState(), ConfState(), lambda: (Index(200), ConfState()), term_at=lambda index: Term(1))
     assert window.last_index() == 200
     assert 7 * MEBIBYTE < window.size_bytes <= 8 * MEBIBYTE
     assert window.term(Index(window.first_index() - 1)) == 1
@@ -40,5 +40,5 @@ def test_what_is_not_applied_is_kept_whatever_it_weighs() -> None:
     loader = WindowLoader(Index(10), WindowLimits(max_bytes=MEBIBYTE))
     for index in range(1, 31):
         loader(Entry(index=Index(index), term=Term(1), data=bytes(MEBIBYTE)))
-    window = loader.finish(recovered(30), HardState(), ConfState(), lambda: (Index(10), ConfState()))
+    window = loader.finish(recovered(30), HardState(), ConfState(), lambda: (Index(10), ConfState()), term_at=lambda index: Term(1))
     assert (window.first_index(), window.last_index()) == (11, 30)
