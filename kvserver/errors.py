@@ -130,7 +130,14 @@ class NoSpaceError(DeterministicError):
 
 
 class CorruptError(RequestError):
+    """Damage was met, or the CORRUPT alarm is raised. `row` and `reason` say what is damaged, for the log; empty where it is the alarm."""
+
     message = "etcdserver: corrupt cluster"
+
+    def __init__(self, row: str = "", reason: str = "") -> None:
+        self.row = row
+        self.reason = reason
+        super().__init__()
 
 
 class UnhealthyError(RequestError):

@@ -14,13 +14,16 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from kvserver.api import Api, MemberStatus, QuotaGate, build_api
 from kvserver.apply import OnlineCheck
 from kvserver.clock import SystemClock
 from kvserver.config import ETCD_API_VERSION, ServerConfig, limits_in_force
+from kvserver.errors import CorruptError, StoppedError
 from kvserver.logs import Logger
+from kvserver.memory import HeapTrimmer
 from kvserver.metrics import Metrics
 from kvserver.node import DebugPages, Node, NodeStatus, RemovedError, StoreReader
 from kvserver.pb import rpc_pb2
@@ -31,6 +34,7 @@ from wal import Files, OsFiles
 
 GRACE_S: Final = 0.3
 LAG_PROBE_S: Final = 0.1
+TRIM_S: Final = 1.0
 FORCIBLE_AFTER_S: Final = 3.0
 """A signal that comes this long after the first is meant to end the process at once; one that comes sooner is a repetition (Ctrl-C reaches
 a whole process group, and its leader may pass it on)."""
@@ -129,6 +133,7 @@ class Server:
                 tasks["stop"] = group.create_task(self._stop_asked.wait(), name="wait-stop")
                 tasks["fail"] = group.create_task(node.wait_failed(), name="wait-failed")
                 tasks["lag"] = group.create_task(self._watch_loop_lag(), name="loop-lag")
+                tasks["trim"] = group.create_task(self._trim_heap(), name="heap-trim")
                 if self._config.corrupt_check_time_s:
                     tasks["check"] = group.create_task(self._check_store(node), name="corrupt-check")
                 await asyncio.wait([tasks["stop"], tasks["fail"]], return_when=asyncio.FIRST_COMPLETED)
@@ -150,9 +155,10 @@ class Server:
         self._log.info("ready to serve client requests")
 
     async def _check_store(self, node: Node) -> None:
-        """Look for damage in the store, again and again."""
+        """Look for damage in the store, again and again, until apply has failed: half an entry looks like damage."""
         check = OnlineCheck(node.store, interval_s=self._config.corrupt_check_time_s, progress=self._metrics.corrupt_check)
-        await check.run()
+        with suppress(CorruptError, StoppedError):
+            await check.run()
 
     async def _watch_loop_lag(self) -> None:
         """Note how late the loop runs a timer: what blocks it shows up here."""
@@ -161,6 +167,13 @@ class Server:
             due_s = loop.time() + LAG_PROBE_S
             await asyncio.sleep(LAG_PROBE_S)
             self._metrics.loop_lag_seconds.observe(max(0.0, loop.time() - due_s))
+
+    async def _trim_heap(self) -> None:
+        """Give back what bursts leave behind in the heap."""
+        trimmer = HeapTrimmer()
+        while trimmer.is_possible:
+            await asyncio.sleep(TRIM_S)
+            await asyncio.to_thread(trimmer.trim_if_worth)
 
     async def _stop(self, node: Node, grpc: GrpcServer | None, http: HttpServer | None) -> None:
         await node.retire()

@@ -159,6 +159,15 @@ class RawNode:
         """
         return [(node, progress, progress.is_learner) for node, progress in self._state.tracker.progress.items()]
 
+    def committed_entries(self, lo: Index, max_size_bytes: int) -> list[Entry]:
+        """Committed entries from `lo` on, applied or not, durable here or not: as many as `max_size_bytes` encoded hold, at least one.
+
+        Raises:
+            CompactedError: `lo` is below what the log still holds.
+        """
+        log = self._state.log
+        return log.slice(lo, Index(log.commit_index + 1), max_size_bytes)
+
     def status(self) -> Status:
         """A consistent copy of everything; for people and tests, not for the hot path."""
         r = self._state

@@ -2,7 +2,6 @@
 
 from wal.codec import Marker, Metadata
 from wal.errors import (
-    PROCEDURE,
     AppliedMismatchError,
     DamagedError,
     FormatVersionError,
@@ -19,6 +18,7 @@ from wal.errors import (
     WalNoSpaceError,
 )
 from wal.files import File, Files, OsFile, OsFiles
+from wal.guides import WAY_OUT, guide
 from wal.identity import read_metadata
 from wal.log import DEFAULT_SEGMENT_BYTES, Recovered, SegmentInfo, Wal
 from wal.reader import EntrySink
@@ -27,7 +27,7 @@ from wal.writer import MAX_ENTRY_DATA_BYTES
 __all__ = [
     "DEFAULT_SEGMENT_BYTES",
     "MAX_ENTRY_DATA_BYTES",
-    "PROCEDURE",
+    "WAY_OUT",
     "AppliedMismatchError",
     "DamagedError",
     "EntrySink",
@@ -52,5 +52,6 @@ __all__ = [
     "WalIOError",
     "WalMissingError",
     "WalNoSpaceError",
+    "guide",
     "read_metadata",
 ]

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from raft.types import Index, Term
+from wal.guides import WAY_OUT, guide
 
-PROCEDURE: Final = "docs/operations/replace-a-dead-member.md"
-REPLACE_MEMBER: Final = (
-    "Keep a copy of the directory, then restore this member from a snapshot, or remove it from the cluster and add it again with an empty"
-    f" data directory ({PROCEDURE}). Do not delete or edit single WAL files."
-)
+REPLACE_MEMBER: Final = f"Keep a copy of the directory, do not delete or edit single WAL files; then {WAY_OUT}."
+VERSION_OFFSET_BYTES: Final = 8
+"""Where a segment's format version stands (the table is in segment.py)."""
+FREE_SPACE: Final = f"free space on its file system ({guide('disk-full')})"
 
 
 class WalError(Exception):
     """The base of everything that the log raises about its files."""
 
     deterministic: ClassVar[bool] = True
+    what: str = ""
+    """What is wrong, without the file and without advice; empty where the text is short by itself."""
 
 
 class WalExistsError(WalError):
@@ -86,7 +88,7 @@ class WalNoSpaceError(WalError):
     def __init__(self, path: Path, cause: OSError) -> None:
         super().__init__(
             f"{path}: there is no space for this write-ahead log segment: {cause.strerror or cause}. Nothing is lost and nothing more is"
-            " acknowledged; free space on its file system, and the log goes on by itself."
+            f" acknowledged; {FREE_SPACE}, and the log goes on by itself."
         )
         self.path = path
         self.cause = cause
@@ -127,8 +129,13 @@ class FormatVersionError(WalError):
     """A segment has a format version that this program does not read."""
 
     def __init__(self, path: Path, version: int) -> None:
-        super().__init__(f"{path}: WAL format version {version} is not one that this program reads. Use the program version that wrote it.")
+        self.reason = f"WAL format version {version} is not one that this program reads"
+        self.what = f"at offset {VERSION_OFFSET_BYTES}: {self.reason}"
+        super().__init__(
+            f"{path}: {self.what}. Use the program version that wrote it; if that is this one, the file is damaged. {REPLACE_MEMBER}"
+        )
         self.path = path
+        self.offset_bytes = VERSION_OFFSET_BYTES
         self.version = version
 
 
@@ -136,10 +143,8 @@ class DamagedError(WalError):
     """Bytes on disk are not what was written, and no repair is safe."""
 
     def __init__(self, path: Path, offset_bytes: int, last_index: Index, reason: str) -> None:
-        super().__init__(
-            f"{path}: damaged at offset {offset_bytes}, behind index {last_index}: {reason}. Acknowledged entries may be lost,"
-            f" so nothing was repaired. {REPLACE_MEMBER}"
-        )
+        self.what = f"damaged at offset {offset_bytes}, behind index {last_index}: {reason}"
+        super().__init__(f"{path}: {self.what}. Acknowledged entries may be lost, so nothing was repaired. {REPLACE_MEMBER}")
         self.path = path
         self.offset_bytes = offset_bytes
         self.last_index = last_index
@@ -147,22 +152,28 @@ class DamagedError(WalError):
 
 
 class SegmentError(WalError):
-    """The set of segment files is not the one that was written: one is missing, empty, renamed or out of place."""
+    """The set of segment files is not the one that was written: one is missing, empty, foreign, renamed or out of place.
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}. Put the missing or original file back if you have it. {REPLACE_MEMBER}")
+    `offset_bytes` is set where the file's own bytes say so.
+    """
+
+    def __init__(self, path: Path, reason: str, offset_bytes: int | None = None) -> None:
+        self.what = f"at offset {offset_bytes}: {reason}" if offset_bytes is not None else reason
+        super().__init__(f"{path}: {self.what}. Put the missing or original file back if you have it. {REPLACE_MEMBER}")
         self.path = path
         self.reason = reason
+        self.offset_bytes = offset_bytes
 
 
 class AppliedMismatchError(WalError):
     """The log holds another entry than the one that the store applied at this index: an older or a foreign copy of one of the two."""
 
     def __init__(self, path: Path, index: Index, wal_term: Term, store_term: Term) -> None:
-        super().__init__(
-            f"{path}: the log's entry {index} is of term {wal_term}, but the store applied entry {index} of term {store_term}: the log and"
-            f" the store are not of one piece. Nothing was changed. Put back the parts that belong together. {REPLACE_MEMBER}"
+        self.what = (
+            f"the log's entry {index} is of term {wal_term}, but the store applied entry {index} of term {store_term}: the log and the"
+            " store are not of one piece"
         )
+        super().__init__(f"{path}: {self.what}. Nothing was changed. Put back the parts that belong together. {REPLACE_MEMBER}")
         self.path = path
         self.index = index
         self.wal_term = wal_term
@@ -173,10 +184,11 @@ class LostEntriesError(WalError):
     """The log ends before an index that this member has committed or applied."""
 
     def __init__(self, path: Path, offset_bytes: int, last_index: Index, required_index: Index) -> None:
-        super().__init__(
-            f"{path}: the log ends at offset {offset_bytes} with index {last_index}, but index {required_index} is known to be"
-            f" committed: entries are lost. Nothing was changed. {REPLACE_MEMBER}"
+        self.what = (
+            f"the log ends at offset {offset_bytes} with index {last_index}, but index {required_index} is known to be committed: entries"
+            " are lost"
         )
+        super().__init__(f"{path}: {self.what}. Nothing was changed. {REPLACE_MEMBER}")
         self.path = path
         self.offset_bytes = offset_bytes
         self.last_index = last_index

@@ -27,7 +27,7 @@ from wal.log import recovered_hard_state
 from wal.reader import read_log
 from wal.record import ALIGNMENT_BYTES, HEADER_BYTES, MARK, MARK_OFFSET, BadRecord, Chain, Record, RecordType, header_is_valid, read_record
 from wal.repair import judge
-from wal.segment import CHUNK_BYTES, PREAMBLE_BYTES, SUFFIX, ChunkedSource, is_sealed, parse_segment_name, read_header
+from wal.segment import CHUNK_BYTES, SUFFIX, ChunkedSource, is_sealed, parse_segment_name, read_header
 
 OS_FILES: Final = OsFiles()
 NO_INDEX: Final = Index(0)
@@ -192,7 +192,7 @@ class _Pass:
                 header, record, chain, previous_crc = read_header(source)
             except (DamagedError, SegmentError, FormatVersionError) as error:
                 yield SegmentStart(path=self._path, size_bytes=source.size_bytes, header=None, follows=None)
-                yield Damage(path=self._path, offset_bytes=_offset(error), last_index=self.last_index, reason=_reason(error))
+                yield Damage(path=self._path, offset_bytes=_offset(error), last_index=self.last_index, reason=error.reason)
                 return
             follows = None if self._before_crc is None else previous_crc == self._before_crc
             yield SegmentStart(path=self._path, size_bytes=source.size_bytes, header=header, follows=follows)
@@ -331,9 +331,6 @@ def _next_header(source: ChunkedSource, offset_bytes: int, chain: Chain) -> int 
     return None
 
 
-def _offset(error: WalError) -> int:
-    return error.offset_bytes if isinstance(error, DamagedError) else 0 if isinstance(error, SegmentError) else PREAMBLE_BYTES // 2
-
-
-def _reason(error: DamagedError | SegmentError | FormatVersionError) -> str:
-    return str(error) if isinstance(error, FormatVersionError) else error.reason
+def _offset(error: DamagedError | SegmentError | FormatVersionError) -> int:
+    """Where a segment's head is bad; a file that is empty is so from its first byte on."""
+    return error.offset_bytes or 0

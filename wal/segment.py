@@ -238,34 +238,41 @@ def read_header(source: ChunkedSource) -> tuple[SegmentHeader, Record, Chain, in
     """A segment's header, its record, the chain behind it, and the previous segment's last CRC.
 
     Raises FormatVersionError, SegmentError (an empty or foreign file) or DamagedError; never repairs: a segment gets its name only with a
-    durable header, so a bad one is damage.
+    durable header, so a bad one is damage. It is told at offset 0: a bit of the preamble's salt shows in the record's checksum only.
     """
     path = source.path
     preamble = source.read(0, PREAMBLE_BYTES)
     if source.size_bytes == 0:
         raise SegmentError(path, "the segment file is empty")
     if len(preamble) < PREAMBLE_BYTES or preamble[:8] != MAGIC:
-        raise SegmentError(path, "the file does not begin as a WAL segment")
+        raise SegmentError(path, "the file does not begin as a WAL segment", 0)
+    before = _index_before(path)
     version = int.from_bytes(preamble[8:12], "little")
     if version != FORMAT_VERSION:
         raise FormatVersionError(path, version)
     seed = google_crc32c.value(preamble)
     raw = source.read(PREAMBLE_BYTES, HEADER_BYTES)
     if not header_is_valid(seed, raw):
-        raise DamagedError(path, PREAMBLE_BYTES, Index(0), "the segment's header record does not match its checksum")
+        raise DamagedError(path, 0, before, "the segment's header record does not match its checksum")
     batch, previous_crc = int.from_bytes(raw[8:16], "little"), int.from_bytes(raw[20:24], "little")
     chain = Chain(seed=seed, offset_bytes=PREAMBLE_BYTES, batch=batch - 1, batch_start_bytes=0, previous_crc=previous_crc)
     record = read_record(source, chain)
     if record is None or isinstance(record, BadRecord):
         reason = "it is blank" if record is None else record.reason
-        raise DamagedError(path, PREAMBLE_BYTES, Index(0), f"the segment's header record is bad: {reason}")
+        raise DamagedError(path, 0, before, f"the segment's header record is bad: {reason}")
     if record.type != RecordType.HEADER:
-        raise DamagedError(path, PREAMBLE_BYTES, Index(0), f"the segment begins with a record of type {record.type}")
+        raise DamagedError(path, 0, before, f"the segment begins with a record of type {record.type}")
     try:
         header = decode_segment_header(record.payload)
     except PayloadError as error:
-        raise DamagedError(path, PREAMBLE_BYTES, Index(0), f"the segment's header record: {error}") from error
+        raise DamagedError(path, 0, before, f"the segment's header record: {error}") from error
     return header, record, chain, previous_crc
+
+
+def _index_before(path: Path) -> Index:
+    """The index before the segment's first one, as its name has it; 0 if the name says nothing."""
+    parsed = parse_segment_name(path.name)
+    return NO_INDEX if parsed is None or not parsed[1] else Index(parsed[1] - 1)
 
 
 def seal(files: Files, path: Path, chain: Chain) -> int:

@@ -54,7 +54,7 @@ class SnapshotSource(Protocol):
 
         Raises:
             TooManyRequestsError: as many copies are being read as are allowed.
-            SnapshotNoRoomError, SnapshotFailedError, RequestTimeoutError: none could be made.
+            SnapshotNoRoomError, SnapshotFailedError, RequestTimeoutError, CorruptError: none could be made.
         """
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from kvserver.apply.alarms import Alarms, is_raised, select
+from kvserver.apply.alarms import Alarms, change_alarms, is_raised, select
 from kvserver.apply.applier import AppliedResult, Applier, OutOfOrderError, UnreadablePayloadError
+from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import inspect
 from kvserver.apply.membership import MemberChange, MemberChangeKind, change_members, decode_change, encode_change
 from kvserver.apply.meta import Membership
 from kvserver.apply.online_check import OnlineCheck
 from kvserver.apply.quota import LEASE_COST_BYTES, PUT_OVERHEAD_BYTES, fits, put_cost_bytes, txn_cost_bytes
+from kvserver.apply.reading import HashResult
 from kvserver.apply.refounding import RevisionTooLargeError, refound
-from kvserver.apply.store import HashResult, Store
+from kvserver.apply.store import Store
 
 __all__ = [
     "LEASE_COST_BYTES",
@@ -18,6 +20,7 @@ __all__ = [
     "Alarms",
     "AppliedResult",
     "Applier",
+    "ApplyMetDamageError",
     "HashResult",
     "MemberChange",
     "MemberChangeKind",
@@ -27,6 +30,7 @@ __all__ = [
     "RevisionTooLargeError",
     "Store",
     "UnreadablePayloadError",
+    "change_alarms",
     "change_members",
     "decode_change",
     "encode_change",

@@ -5,6 +5,7 @@ Rules
 - Each entry ends in one `end_entry`: its effects, its index and its term reach the disk in one transaction or not at all.
 - A refusal that every member reaches alike (DeterministicError) is a result like any other; whatever else is raised means that this member
   can't go on without parting from the others: it propagates and stops the node. What an alarm refuses is such a result, too.
+- Damage that an entry meets in the store becomes a ApplyMetDamageError, which says where and what to do; the store is not read any more.
 - An entry at or below the applied index is never applied again; the caller skips those.
 """
 
@@ -17,10 +18,11 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as PbMessage
 
 from kvserver.apply.alarms import change_alarms, refusal, select
+from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.meta import Membership
 from kvserver.apply.store import Store
 from kvserver.commands import Command, CommandKind, ProposalId, decode
-from kvserver.errors import DeterministicError, FatalError, RequestError
+from kvserver.errors import CorruptError, DeterministicError, FatalError, RequestError
 from kvserver.pb.internal_pb2 import MemberAttributes
 from kvserver.pb.rpc_pb2 import AlarmRequest, AlarmResponse, CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest
 from kvserver.types import ConfState, Index, NodeId, Term
@@ -63,7 +65,7 @@ class Applier:
 
         Raises:
             FatalError: unknown or unreadable command, an entry out of order, or the store has failed.
-            CorruptError: a record that the command reads fails its checksum; nothing was changed.
+            ApplyMetDamageError: a row that the command reads is damaged; nothing of the entry will ever be committed or read.
         """
         store = self._store
         if index != store.applied_index + 1:
@@ -77,6 +79,10 @@ class Applier:
             result = self._execute(index, command)
         except DeterministicError as error:
             result = error.with_traceback(None)
+        except CorruptError as error:
+            damaged = ApplyMetDamageError.met(store.path, error, index)
+            store.poison(damaged)
+            raise damaged from error
         except BaseException as error:
             store.poison(error)
             raise

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from kvserver.apply import meta
 from kvserver.apply.meta import Meta
 from kvserver.mvcc import META, TABLES, describe_row
-from kvserver.storage import DamagedRowError, LayeredReader, StoreUnreadableError, check_structure, read_only_env
+from kvserver.storage import DamagedRowError, LayeredReader, StoreDamagedError, StoreUnreadableError, check_structure, read_only_env
 from raft.types import SnapshotMetadata
 
 
@@ -19,7 +19,7 @@ def inspect(path: Path) -> Meta:
     Raises:
         StoreUnreadableError: not an intact store.
     """
-    check_structure(path, TABLES)
+    check_structure(path, TABLES, describe_row=describe_row)
     env = read_only_env(path, tables=len(TABLES))
     try:
         try:
@@ -45,19 +45,17 @@ def read_meta(reader: LayeredReader, path: Path) -> Meta | None:
         if unsealed is not None:
             raise StoreUnreadableError(path, meta.other_format(unsealed))
         return meta.read(reader)
-    except (ValueError, DecodeError) as error:
+    except DecodeError as error:
+        raise StoreDamagedError(path, f"a row of its meta table can't be read: {error}") from error
+    except ValueError as error:
         raise StoreUnreadableError(path, str(error)) from error
     except DamagedRowError as error:
         raise damaged(path, error) from error
 
 
-def damaged(path: Path, error: DamagedRowError) -> StoreUnreadableError:
+def damaged(path: Path, error: DamagedRowError) -> StoreDamagedError:
     """What a damaged row that a start needs is to the operator."""
-    return StoreUnreadableError(
-        path,
-        f"{describe_row(error.table, error.key)} {error.reason}; restore this member from its peers "
-        "(`kvserver check` lists all the damage; docs/operations/corruption.md says what to do)",
-    )
+    return StoreDamagedError(path, f"{describe_row(error.table, error.key)} {error.reason}")
 
 
 def position_of(found: Meta) -> SnapshotMetadata:

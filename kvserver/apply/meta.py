@@ -19,6 +19,7 @@ from typing import Final, Protocol
 from kvserver.apply.alarms import Alarms, decode_alarms
 from kvserver.mvcc import FIRST_REVISION, META
 from kvserver.pb import internal_pb2 as internal
+from kvserver.storage import DAMAGE_ADVICE
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision, Term
 
 FORMAT: Final = 2
@@ -78,7 +79,7 @@ def read(reader: MetaReader) -> Meta | None:
     if version is None and state is None:
         return None
     if version is None or state is None or len(version) != _FORMAT.size or len(state) != _STATE.size:
-        raise ValueError("its meta table is incomplete; restore this member from its peers")
+        raise ValueError(f"its meta table is incomplete; {DAMAGE_ADVICE}")
     (number,) = _FORMAT.unpack(version)
     if number != FORMAT:
         raise ValueError(other_format(number))

@@ -16,27 +16,26 @@ import asyncio
 import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from kvserver.apply import meta
 from kvserver.apply.alarms import Alarms, encode_alarms
+from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import damaged, inspect, position_of, read_meta
 from kvserver.apply.meta import Membership, Meta
+from kvserver.apply.reading import READ_THREADS, HashResult, ThreadedReads
 from kvserver.apply.removal_waiters import RemovalWaiters
-from kvserver.errors import CorruptError, RequestTimeoutError
-from kvserver.mvcc import META, TABLES, KvHash, Mvcc, RangeTooLargeError, Snapshot, describe_row, execute_range
-from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse
+from kvserver.errors import CorruptError, RequestError, StoppedError
+from kvserver.mvcc import META, TABLES, KvHash, Mvcc, RangeTooLargeError, Snapshot, describe_row
+from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse, TxnRequest, TxnResponse
 from kvserver.storage import (
     DamagedRowError,
     Engine,
     EngineConfig,
     EngineHooks,
     ReadView,
-    StoreUnreadableError,
-    ViewExpiredError,
-    check_structure,
+    StoreDamagedError,
 )
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision, Term
 from raft.types import SnapshotMetadata
@@ -45,21 +44,9 @@ from wal import Files, OsFiles
 OS_FILES: Final = OsFiles()
 SCAN_BUDGET: Final = 500
 """Keys that a range may touch on the loop: about 2 ms."""
-READ_THREADS: Final = 2
 COMPACTION_SLICE: Final = 200
 """Changes that one turn of a compaction's removal looks at: about 2 ms."""
-HASH_SLICE: Final = 20_000
 NEWEST: Final = Revision(0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HashResult:
-    """What HashKV answers: the hash, what it covers, and where the store stood."""
-
-    hash: int
-    revision: Revision
-    compacted_revision: Revision
-    current_revision: Revision
 
 
 def _ignore(text: str) -> None:
@@ -74,7 +61,8 @@ class Store:
         self.report_corrupt = on_corrupt
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(READ_THREADS, "store-read")
-        self._read_slots = asyncio.Semaphore(READ_THREADS)  # a view is made when a thread is free for it, not before
+        self._threaded_reads = ThreadedReads(self.read_view, self._threads)
+        self._refusal: type[RequestError] | None = None
         self._slice_handle: asyncio.Handle | None = None
         self._removal = RemovalWaiters()
         self._on_compacted: Callable[[Revision], None] | None = None
@@ -228,7 +216,13 @@ class Store:
 
     def range(self, request: RangeRequest) -> RangeResponse:
         """Answer a range on the loop, however large. See mvcc.execute_range for errors."""
+        self._check_readable()
         return self.mvcc.range(request)
+
+    def read_txn(self, request: TxnRequest) -> TxnResponse:
+        """Answer a checked transaction that writes nothing, on the loop. Raises as `WriteTxn.txn`."""
+        self._check_readable()
+        return self.mvcc.txn(request)
 
     async def read(self, request: RangeRequest) -> RangeResponse:
         """Answer a range: on the loop if it touches few keys, else in a thread, as of one state not older than the call.
@@ -237,18 +231,19 @@ class Store:
             EmptyKeyError, FutureRevisionError, CompactedError, CorruptError.
             RequestTimeoutError: it takes longer than a view may live, or the store is being closed or replaced.
         """
+        self._check_readable()
         try:
             return self.mvcc.range(request, scan_budget=SCAN_BUDGET)
         except RangeTooLargeError:
-            async with self._read_slots:
-                view, state = self.read_view()
-                try:
-                    return await self._loop.run_in_executor(self._threads, _read, view, state, request)
-                except ViewExpiredError as error:
-                    raise RequestTimeoutError from error
+            return await self._threaded_reads.range(request)
 
     def read_view(self) -> tuple[ReadView, Snapshot]:
-        """The present state for another thread: a view, which the caller closes, and the snapshot that reads through it."""
+        """The present state for another thread: a view, which the caller closes, and the snapshot that reads through it.
+
+        Raises:
+            CorruptError, StoppedError: an entry failed half-way; what it wrote is not for readers.
+        """
+        self._check_readable()
         view = self._engine.read_view()
         return view, self.mvcc.snapshot(view)
 
@@ -259,22 +254,12 @@ class Store:
             FutureRevisionError, CompactedError (also when a compaction passes while it is being computed), CorruptError.
             RequestTimeoutError: the store is being closed or replaced.
         """
-        current = self.current_revision
-        hasher = KvHash(self.mvcc.snapshot(), revision)
-        more = True
-        while more:
-            async with self._read_slots:
-                view, state = self.read_view()
-                try:
-                    more = await self._loop.run_in_executor(self._threads, _hash_slice, view, state, hasher)
-                except ViewExpiredError as error:
-                    raise RequestTimeoutError from error
-        return HashResult(
-            hash=hasher.value,
-            revision=Revision(hasher.revision),
-            compacted_revision=Revision(hasher.compacted_revision),
-            current_revision=current,
-        )
+        self._check_readable()
+        return await self._threaded_reads.hash_kv(KvHash(self.mvcc.snapshot(), revision), self.current_revision)
+
+    def _check_readable(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
 
     # --- writing, for the Applier --------------------------------------------------------------------------------------------------------
 
@@ -330,7 +315,12 @@ class Store:
         return self._membership
 
     def poison(self, cause: BaseException) -> None:
-        """An entry failed half-way: what it wrote must never be committed. The store takes no more."""
+        """An entry failed half-way: what it wrote must never be committed nor read. The store takes no more, and answers no reads."""
+        is_damaged = isinstance(cause, ApplyMetDamageError)
+        self._refusal = CorruptError if is_damaged else StoppedError
+        self._stop_removal()
+        if is_damaged:
+            self._removal.get_stuck()
         self._engine.poison(cause)
 
     # --- compaction ----------------------------------------------------------------------------------------------------------------------
@@ -341,7 +331,7 @@ class Store:
 
     def start_removal(self) -> None:
         """Begin (or go on with) removing what compaction made unreachable, in slices between entries."""
-        if self._slice_handle is None and not self._closed and self.mvcc.compactor.pending:
+        if self._slice_handle is None and not self._closed and self._refusal is None and self.mvcc.compactor.pending:
             self._slice_handle = self._loop.call_soon(self._remove_slice)
 
     async def wait_compacted(self, revision: Revision) -> None:
@@ -352,6 +342,11 @@ class Store:
         """
         if self.mvcc.compactor.finished < revision:
             await self._removal.wait(revision)
+
+    def _stop_removal(self) -> None:
+        if self._slice_handle is not None:
+            self._slice_handle.cancel()
+            self._slice_handle = None
 
     def _remove_slice(self) -> None:
         self._slice_handle = None
@@ -382,14 +377,13 @@ class Store:
     def copy_to(self, path: Path) -> SnapshotMetadata:
         """Write a consistent copy of what is committed to the new file `path`; returns the position of the copy, read back from it.
 
-        Every row of the copy is checked: no damage is passed on. Blocking: call it in a thread. Raises OSError, StoreUnreadableError.
+        Every row of the copy is checked: no damage is passed on. Blocking: call it in a thread. Raises OSError, StoreUnreadableError;
+        StoreDamagedError says where in this store's file the damage is, and has been reported.
         """
-        self._engine.copy_to(path)
         try:
-            check_structure(path, TABLES, every_row=True)
-        except StoreUnreadableError as error:
-            path.unlink(missing_ok=True)
-            self.report_corrupt(f"{self.path}: a copy of it is not sound: {error}")
+            self._engine.copy_to(path, describe_row)
+        except StoreDamagedError as error:
+            self.report_corrupt(error.place)
             raise
         return position_of(inspect(path))
 
@@ -401,9 +395,7 @@ class Store:
         """
         found = await self._loop.run_in_executor(self._threads, inspect, path)
         await self._engine.replace_with(path, mark=found.index)
-        if self._slice_handle is not None:
-            self._slice_handle.cancel()
-            self._slice_handle = None
+        self._stop_removal()
         self._load()
         self._engine.hooks.on_durable(found.index)
         return position_of(found)
@@ -413,8 +405,7 @@ class Store:
         if self._closed:
             return
         self._closed = True
-        if self._slice_handle is not None:
-            self._slice_handle.cancel()
+        self._stop_removal()
         self._removal.cancel()
         await self._engine.close(commit=commit)
         await self._loop.run_in_executor(None, functools.partial(self._threads.shutdown, wait=True))
@@ -436,13 +427,3 @@ class Store:
             raise damaged(self._engine.path, error) from error
         self._removal.advance(Revision(self.mvcc.compactor.finished))
         self.start_removal()
-
-
-def _read(view: ReadView, state: Snapshot, request: RangeRequest) -> RangeResponse:
-    with view:
-        return execute_range(state, request)
-
-
-def _hash_slice(view: ReadView, state: Snapshot, hasher: KvHash) -> bool:
-    with view:
-        return hasher.run_slice(state, HASH_SLICE)

@@ -22,8 +22,9 @@ from kvserver.cli.golang import humanize_bytes, to_bytes
 from kvserver.cli.output.json import dump
 from kvserver.cli.output.table import render
 from kvserver.cli.progress import Progress
-from kvserver.cli.run import settings_of, write
+from kvserver.cli.run import settings_of, write, write_error
 from kvserver.config import ConfigError, Run, ServerConfig, parse
+from kvserver.node.bootstrap import DEFAULT_CLUSTER_TOKEN
 
 STATUS_HELP: Final = """Verifies a saved snapshot and shows what it holds.
 
@@ -34,6 +35,9 @@ RESTORE_HELP: Final = """Restores a saved snapshot to a new data directory, for 
 
 Every member is restored from the same snapshot, with the flags that it is started with afterwards. The members of the old cluster are
 forgotten.
+
+Give every restore of a cluster an --initial-cluster-token that was never used before, the same for all its members: members of an earlier
+restore of this snapshot with the same token count as members of this one, with other data.
 """
 
 RESTORE_FLAGS: Final = (
@@ -41,12 +45,17 @@ RESTORE_FLAGS: Final = (
     Flag(name="wal-dir", help="directory for the WAL, if it shall not lie in --data-dir"),
     Flag(name="name", default="default", help="this member's name"),
     Flag(name="initial-cluster", help="the new cluster's members: NAME=PEER-URL, separated by commas (default: this member alone)"),
-    Flag(name="initial-cluster-token", default="etcd-cluster", help="the new cluster's token"),
+    Flag(name="initial-cluster-token", default="etcd-cluster", help="the new cluster's token: one that was never used before"),
     Flag(name="initial-advertise-peer-urls", default="http://localhost:2380", help="this member's peer URLs, separated by commas"),
     Flag(name="skip-hash-check", kind="bool", help="take a file without a checksum, too: a copy of a stopped server's member/snap/db"),
     Flag(name="bump-revision", kind="int", default="0", help="raise the revision by so much (needs --mark-compacted)"),
     Flag(name="mark-compacted", kind="bool", help="mark all revisions up to the raised one as compacted (with --bump-revision only)"),
 )
+
+REUSED_TOKEN: Final = """Warning: no --initial-cluster-token was given, so every such restore of this snapshot founds the same cluster.
+Members of an earlier one that still run, or come back, would count as members of this one, with other data. Stop them for good, or
+restore all members again with a token that was never used before (docs/operations/backup-and-restore.md).
+"""
 
 _PARSED: Final = ("data-dir", "wal-dir", "name", "initial-cluster", "initial-cluster-token", "initial-advertise-peer-urls")
 _COLUMNS: Final = ("hash", "revision", "total keys", "total size")
@@ -109,6 +118,8 @@ def _restore(arguments: tuple[str, ...], **flags: Any) -> None:
     progress.event("restored snapshot", path=str(snapshot), data_dir=str(config.data_dir), wal_dir=str(config.wal_dir))
     who = f"member {restored.member_id:x} of the new cluster {restored.cluster_id:x}"
     write(to_bytes(f"Snapshot restored to {config.data_dir}: {who}, revision {restored.revision}\n"))
+    if len(restored.members) > 1 and config.initial_cluster_token == DEFAULT_CLUSTER_TOKEN:
+        write_error(REUSED_TOKEN.encode())
 
 
 def member_config(flags: dict[str, Any]) -> ServerConfig:

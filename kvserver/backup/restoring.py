@@ -28,8 +28,8 @@ from typing import Final
 from kvserver.apply import Membership, RevisionTooLargeError, refound
 from kvserver.backup.building import Building
 from kvserver.backup.errors import RestoreError, SnapshotFileError
-from kvserver.backup.saved_file import blocks, check_saved, examine, open_saved
-from kvserver.client.saved import SECTOR_BYTES, DamagedSnapshotError, SnapshotChecksum, check_size
+from kvserver.backup.saved_file import blocks, check_saved, check_saved_size, examine, open_saved
+from kvserver.client.saved import NoChecksumError, SnapshotChecksum
 from kvserver.config import ServerConfig
 from kvserver.errors import KvError
 from kvserver.node.bootstrap import FOUNDING, members_of
@@ -128,15 +128,11 @@ def _copy(order: RestoreOrder, source: int, target: Path, watch: WatchStep) -> _
 def _has_checksum(order: RestoreOrder, total_bytes: int) -> bool:
     """Whether the file's length is that of a content with a checksum. Raises SnapshotFileError where it must have one."""
     try:
-        check_size(total_bytes)
-    except DamagedSnapshotError as error:
-        if total_bytes and total_bytes % SECTOR_BYTES == 0:
-            if order.skip_hash_check:
-                return False
-            raise SnapshotFileError(
-                order.snapshot, "has no checksum behind it: it is truncated, or a copy of a store's file (for that: --skip-hash-check)"
-            ) from None
-        raise SnapshotFileError(order.snapshot, str(error)) from None
+        check_saved_size(order.snapshot, total_bytes)
+    except SnapshotFileError as error:
+        if order.skip_hash_check and isinstance(error.__cause__, NoChecksumError):
+            return False
+        raise
     return True
 
 
@@ -150,7 +146,9 @@ def _verdict(order: RestoreOrder, checksum: SnapshotChecksum) -> bytes:
 def _check_room(directory: Path, needed_bytes: int) -> None:
     free_bytes = OsFiles().free_bytes(directory)
     if free_bytes < needed_bytes:
-        raise RestoreError(f"{directory.parents[1]}: the disk has room for {free_bytes} bytes, {needed_bytes} are needed")
+        raise RestoreError(
+            f"{directory.parents[1]}: the disk has room for {free_bytes} bytes, {needed_bytes} are needed: free some, or restore elsewhere"
+        )
 
 
 def _found(order: RestoreOrder, building: Building, content: _Content) -> Restored:

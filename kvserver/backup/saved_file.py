@@ -24,15 +24,16 @@ import google_crc32c
 
 from kvserver.apply import inspect
 from kvserver.backup.errors import SnapshotFileError
-from kvserver.client.saved import DamagedSnapshotError, SnapshotChecksum, check_size
-from kvserver.mvcc import TABLES
+from kvserver.client.saved import CHECKSUM_BYTES, DamagedSnapshotError, NoChecksumError, SnapshotChecksum, check_size
+from kvserver.mvcc import TABLES, describe_row
 from kvserver.node.foreign import find_etcd_file
 from kvserver.storage import StoreUnreadableError
-from kvserver.storage.page_format import Row, Tree
+from kvserver.storage.page_format import Faults, Row, Tree
 from kvserver.storage.pages import PageFile, check_all
 from kvserver.types import Revision
 
 BLOCK_BYTES: Final = 1 << 20
+USE_ANOTHER: Final = "use another snapshot, or save a new one from a member that is sound"
 REVISIONS_TABLE: Final = "rev"
 _REPORT_EVERY_BYTES: Final = 1 << 20
 
@@ -64,12 +65,11 @@ def summarize(path: Path, watch: Watch = ignore) -> SnapshotSummary:
     checksum = SnapshotChecksum()
     with open_saved(path) as file:
         total_bytes = os.fstat(file).st_size
-        with _judged(path):
-            check_size(total_bytes)
-            for block in blocks(file):
-                checksum.update(block)
-                watch(checksum.size_bytes, 2 * total_bytes)
-            checksum.check()
+        check_saved_size(path, total_bytes)
+        for block in blocks(file):
+            checksum.update(block)
+            watch(checksum.size_bytes, 2 * total_bytes)
+    check_saved(path, checksum)
     return examine(path, path, checksum.content_bytes, lambda done, _: watch(total_bytes + done, 2 * total_bytes))
 
 
@@ -107,19 +107,42 @@ def blocks(file: int) -> Iterator[bytes]:
         yield block
 
 
-@contextmanager
-def _judged(path: Path) -> Iterator[None]:
-    """Name the file in what the checksum says."""
-    try:
-        yield
-    except DamagedSnapshotError as error:
-        raise SnapshotFileError(path, str(error)) from error
+def check_saved_size(path: Path, size_bytes: int) -> None:
+    """Whether a saved snapshot can be so long. Raises SnapshotFileError, caused by a NoChecksumError if only the checksum is missing."""
+    with _judged(path, size_bytes):
+        check_size(size_bytes)
 
 
 def check_saved(path: Path, checksum: SnapshotChecksum) -> bytes:
     """The verdict on all of the file's bytes: the content's checksum. Raises SnapshotFileError."""
-    with _judged(path):
+    with _judged(path, checksum.size_bytes):
         return checksum.check()
+
+
+@contextmanager
+def _judged(path: Path, size_bytes: int) -> Iterator[None]:
+    """Name the file in what the checksum says; and if the content itself says that it was longer or shorter, say that."""
+    try:
+        yield
+    except DamagedSnapshotError as error:
+        text = _told_by_length(path, size_bytes, may_be_a_store=isinstance(error, NoChecksumError)) or str(error)
+        raise SnapshotFileError(path, f"{text}; {USE_ANOTHER}") from error
+
+
+def _told_by_length(path: Path, size_bytes: int, *, may_be_a_store: bool) -> str | None:
+    """What the content's first page says about the file's length. None if the length is right, if that page can't be read, or if the file
+    is no longer than a store's file without a checksum.
+    """
+    try:
+        with PageFile.open(path) as pages:
+            whole_bytes = (pages.last_page + 1) * pages.page_bytes + CHECKSUM_BYTES
+    except StoreUnreadableError:
+        return None
+    if size_bytes == whole_bytes:
+        return None
+    if size_bytes > whole_bytes:
+        return f"it has {size_bytes} bytes, {size_bytes - whole_bytes} too many: something was added behind its end at offset {whole_bytes}"
+    return None if may_be_a_store else f"it has {size_bytes} bytes of {whole_bytes}: it was cut short"
 
 
 def examine(store: Path, name: Path, size_bytes: int, watch: Watch = ignore) -> SnapshotSummary:
@@ -132,19 +155,17 @@ def examine(store: Path, name: Path, size_bytes: int, watch: Watch = ignore) -> 
     Raises:
         SnapshotFileError: it is no intact store.
     """
-    faults: list[str] = []
+    faults = Faults()
     counter = _RowCounter(size_bytes, watch)
     try:
-        with PageFile.open(store) as pages:
-            check_all(pages, TABLES, lambda offset, reason: faults.append(f"at offset {offset} {reason}"), counter.count)
-        if faults:
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise SnapshotFileError(
-                name, f"its content is damaged: {faults[0]}{more}; use an older snapshot, or save one from another member"
-            )
+        with PageFile.open(store, describe_row) as pages:
+            check_all(pages, TABLES, faults.report, counter.count)
+        if faults.count:
+            more = f" (and {faults.count - 1} more)" if faults.count > 1 else ""
+            raise SnapshotFileError(name, f"its content is damaged: at offset {faults.offset_bytes}: {faults.reason}{more}; {USE_ANOTHER}")
         found = inspect(store)
     except StoreUnreadableError as error:
-        raise SnapshotFileError(name, f"its content is no store of this version of kvserver: {error}") from error
+        raise SnapshotFileError(name, f"its content is no store of this version of kvserver: {error.reason}; {USE_ANOTHER}") from error
     watch(size_bytes, size_bytes)
     return SnapshotSummary(hash=counter.hash, revision=found.revision, total_keys=counter.revisions, size_bytes=size_bytes)
 

@@ -44,7 +44,12 @@ class FlagGroup(click.Group):
         return super().parse_args(ctx, normalize(args, flag_options(self, ctx)))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command named by the first argument."""
+        """The command named by the first argument; `help COMMAND` is `COMMAND --help`, at every level and behind flags."""
+        if args[0] == "help":
+            if not args[1:]:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            args = [*args[1:], "--help"]
         command = self.get_command(ctx, args[0])
         if command is None:
             raise CliError(f'unknown command "{args[0]}" for "{ctx.command_path}"\nRun \'{ctx.command_path} --help\' for usage.')

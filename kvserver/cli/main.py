@@ -1,7 +1,8 @@
 """kvctl's entry point: the table of commands, and how the process ends.
 
 Rules: no traceback reaches the user for anything the world can do; every ending has a documented exit code. An interrupt (130), SIGTERM
-(143) and a reader that went away (141) end quietly, and leave no half-written file. grpcio's own log lines and fork warnings are switched
+(143) and a reader that went away (141) end quietly, and leave no half-written file. A closed or broken stderr stops nothing: what would be
+said there is lost. grpcio's own log lines and fork warnings are switched
 off before it is imported.
 """
 
@@ -17,6 +18,7 @@ from typing import Final
 
 import click
 
+from kvserver import streams
 from kvserver.cli.errors import CliError, ExitCode
 from kvserver.cli.flags import FlagOption
 from kvserver.cli.group import LazyCommand, LazyGroup
@@ -58,10 +60,9 @@ def make_root() -> LazyGroup:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
-    args = [*arguments[1:], "--help"] if arguments[:1] == ["help"] else list(arguments)
     root = make_root()
     try:
-        with root.make_context("kvctl", args) as ctx:
+        with root.make_context("kvctl", list(arguments)) as ctx:
             root.invoke(ctx)
         sys.stdout.flush()
     except click.exceptions.Exit as ending:
@@ -75,9 +76,10 @@ def run(arguments: Sequence[str]) -> int:
     except click.UsageError as error:
         return _fail(error.format_message(), ExitCode.ERROR)
     except BrokenPipeError:
-        return _stop_writing(ExitCode.BROKEN_PIPE)
+        streams.discard_stdout()
+        return ExitCode.BROKEN_PIPE
     except OSError as error:
-        _stop_writing(ExitCode.ERROR)
+        streams.discard_stdout()
         return _fail((error.strerror or str(error)).lower(), ExitCode.ERROR)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
@@ -101,12 +103,6 @@ def _fail(text: str, code: ExitCode) -> int:
     return code
 
 
-def _stop_writing(code: ExitCode) -> int:
-    """Point stdout at nothing, so that the interpreter's last flush has nothing to fail at."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return code
-
-
 class _Termination:
     """SIGTERM ends a command as an interrupt does, so that what it was writing is removed; only the exit code is another."""
 
@@ -124,6 +120,7 @@ class _Termination:
 
 def main() -> None:
     """The `kvctl` script."""
+    streams.open_closed()
     termination = _Termination()
     signal.signal(signal.SIGTERM, termination.take)
     for name, value in _GRPC_ENVIRONMENT.items():

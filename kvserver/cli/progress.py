@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
@@ -51,8 +52,9 @@ class Progress:
             self._write(_CLEAR)
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        with suppress(OSError):  # whoever looked has left: what is being done goes on
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def render(what: str, done_bytes: int, total_bytes: int) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import BinaryIO, Final, TypeVar
 
 import click
@@ -85,8 +86,9 @@ def write(data: bytes) -> None:
 
 
 def write_error(data: bytes) -> None:
-    """Bytes to stderr, now."""
-    write_all(sys.stderr.buffer, data)
+    """Bytes to stderr, now; lost if nobody can read them: that is no reason to stop."""
+    with suppress(OSError):
+        write_all(sys.stderr.buffer, data)
 
 
 def write_all(stream: BinaryIO, data: bytes) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import grpc
 import grpc.aio
@@ -24,6 +24,12 @@ Metadata: TypeAlias = Sequence[tuple[str, str]]
 RawCall: TypeAlias = Callable[[bytes, float | None, Metadata], Awaitable[bytes]]
 """A serialized request, a time limit and metadata to a serialized answer."""
 
+GREETING_S: Final = 0.3
+"""How long an endpoint that can't be reached may take to answer a greeting, when the reason is looked for."""
+_SETTINGS: Final = b"\x04"
+_GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00" + _SETTINGS + bytes(5)
+"""How an HTTP/2 client begins: its preface, and a SETTINGS frame without content (RFC 9113, 3.4). The server's first frame is one, too."""
+_FRAME_HEADER_BYTES: Final = 9
 _READY = grpc.ChannelConnectivity.READY
 _FAILED = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
 
@@ -49,7 +55,7 @@ class Connection:
                         raise ConnectError({self.endpoint.text: await self._reason()})
                     await self._channel.wait_for_state_change(state)
         except TimeoutError:
-            raise ConnectError({self.endpoint.text: "timed out"}) from None
+            raise ConnectError({self.endpoint.text: await self._reason()}) from None
 
     async def wait_dialled(self, timeout_s: float) -> None:
         """The same, trying until `timeout_s`: a busy server may miss the short limit of one attempt."""
@@ -110,15 +116,27 @@ class Connection:
         await self._channel.close(grace=None)
 
     async def _reason(self) -> str:
-        """Why the channel failed, found out by dialling once more: gRPC's channel state doesn't say."""
+        """Why the channel failed, found out by dialling once more and greeting: gRPC's channel state doesn't say."""
         try:
-            _, writer = await asyncio.open_connection(self.endpoint.host, self.endpoint.port)
+            async with asyncio.timeout(GREETING_S):
+                reader, writer = await asyncio.open_connection(self.endpoint.host, self.endpoint.port)
+        except TimeoutError:
+            return "timed out"
         except OSError as error:
             return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-        return "accepts connections but does not speak gRPC"
+        try:
+            writer.write(_GREETING)
+            async with asyncio.timeout(GREETING_S):
+                answer = await reader.read(_FRAME_HEADER_BYTES)
+        except (TimeoutError, OSError):
+            answer = None
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        if answer is None:
+            return "accepts connections but does not answer: it hangs or is overloaded"
+        return "is too slow to answer" if answer[3:4] == _SETTINGS else "accepts connections but does not speak gRPC"
 
 
 def _failure(error: grpc.aio.AioRpcError) -> ServerError | CallTimeoutError:

@@ -26,6 +26,16 @@ class DamagedSnapshotError(KvError):
     """The bytes are no whole, undamaged snapshot; the text says why."""
 
 
+class NoChecksumError(DamagedSnapshotError):
+    """The length is that of a content without a checksum."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(
+            f"it has {size_bytes} bytes and no checksum of {CHECKSUM_BYTES} behind them: it was cut short, or it is a copy of a store's "
+            "file (`kvctl snapshot restore --skip-hash-check` takes that)"
+        )
+
+
 class SnapshotChecksum:
     """Sees all bytes of a snapshot once, in order, and then judges them."""
 
@@ -72,11 +82,13 @@ class SnapshotChecksum:
 
 
 def check_size(size_bytes: int) -> None:
-    """Raise DamagedSnapshotError unless a content and a checksum can be so long together."""
+    """Raise DamagedSnapshotError unless a content and a checksum can be so long together (NoChecksumError: a content alone can)."""
     if not size_bytes:
         raise DamagedSnapshotError("it is empty")
+    if size_bytes % SECTOR_BYTES == 0:
+        raise NoChecksumError(size_bytes)
     if size_bytes <= CHECKSUM_BYTES or size_bytes % SECTOR_BYTES != CHECKSUM_BYTES:
         raise DamagedSnapshotError(
             f"it has {size_bytes} bytes, which is not a content in sectors of {SECTOR_BYTES} and a checksum of {CHECKSUM_BYTES}: "
-            "it is truncated, or no saved snapshot"
+            "bytes are missing or were added, or it is no saved snapshot"
         )

@@ -14,11 +14,14 @@ Usage:
   kvserver [flags]
     Start a member. Without flags: a single node on 127.0.0.1:2379 with default.kvserver as its data directory.
 
-  kvserver wal DATA-DIR [--wal-dir DIR] [--records] [--from INDEX] [--to INDEX] [--json]
+  kvserver wal DATA-DIR [--wal-dir DIR] [--records [--from INDEX] [--to INDEX]] [--json]
     Show the write-ahead log of a member, and what a server would make of it. Changes nothing.
 
   kvserver check DATA-DIR [--wal-dir DIR] [--json]
     Check store, log and snapshot files of a member that is stopped. Changes nothing.
+
+  kvserver docs [PAGE]
+    Print a page of the operator's guide, as errors name them; without a name list them.
 
   kvserver --version
     Show the version of kvserver.

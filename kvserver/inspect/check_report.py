@@ -17,19 +17,20 @@ from typing import Any, Final
 
 from kvserver.apply import inspect as inspect_copy
 from kvserver.apply.meta import Meta
-from kvserver.errors import KvError
-from kvserver.inspect.output import Output, Progress
+from kvserver.inspect.output import Output, Progress, count_of
 from kvserver.inspect.place import Place, hold
 from kvserver.inspect.position import meta_of
 from kvserver.inspect.start import Start, judge_start
 from kvserver.inspect.wal_report import WHAT_TO_DO
 from kvserver.mvcc import TABLES, KvHash, Mvcc, Snapshot, describe_row
+from kvserver.mvcc.compaction import NEVER
 from kvserver.mvcc.integrity import CrossCheck, Pass, check_numbers
 from kvserver.snapshot.files import list_received
-from kvserver.storage import DamagedRowError, LayeredReader, StoreUnreadableError, check_structure, read_only_env
+from kvserver.storage import DamagedRowError, LayeredReader, StoreDamagedError, StoreUnreadableError, check_structure, read_only_env
 from kvserver.storage.page_format import Row, Tree
 from kvserver.storage.pages import PageFile, check_all
 from kvserver.types import Revision
+from wal import WalError
 
 SLICE_ROWS: Final = 5_000
 REV_TABLE: Final = "rev"
@@ -45,11 +46,11 @@ class _Findings:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def problem(self, path: Path, reason: str, offset_bytes: int | None = None) -> None:
-        """Tell one problem."""
+        """Tell one problem. `reason` may name the offset itself."""
         self.problems += 1
         self.progress.clear()
         self.output.record("problem", {"file": str(path), "offset": offset_bytes, "reason": reason})
-        at = "" if offset_bytes is None else f"at offset {offset_bytes:,}: "
+        at = "" if offset_bytes is None or f"offset {offset_bytes}" in reason else f"at offset {offset_bytes}: "
         self.output.text(f"DAMAGED {path}: {at}{reason}")
 
     def note(self, text: str) -> None:
@@ -64,15 +65,41 @@ def report_check(place: Place, output: Output, progress: Progress) -> int:
     findings = _Findings(output, progress)
     with hold(place):
         _check_store(place, findings)
-        _check_start(place, judge_start(place), findings)
+        start = judge_start(place)
+        _check_start(place, start, findings)
         _check_leftovers(place, findings)
+        verdict = _verdict(place, start, findings)
     progress.clear()
     sound = findings.problems == 0
-    output.record("summary", {"sound": sound, "problems": findings.problems, **findings.facts})
+    output.record("summary", {"sound": sound, "problems": findings.problems, "verdict": verdict, **findings.facts})
     for name, value in findings.facts.items():
-        output.text(f"{name.replace('_', ' ')}: {value}")
-    output.text("Sound." if sound else f"{findings.problems} problems: {WHAT_TO_DO}.")
+        output.text(f"{name.replace('_', ' ')}: {'none' if value is None else value}")
+    output.text(f"Verdict: {verdict}")
     return 0 if sound else 1
+
+
+def _verdict(place: Place, start: Start, findings: _Findings) -> str:
+    """The last line: whether all is sound, and what a start would do."""
+    if findings.problems:
+        would = "refuse to start" if _would_refuse(place, start) else "start, and refuse to serve what is damaged"
+        return f"not sound, {count_of(findings.problems, 'problem')}; a server would {would}. {WHAT_TO_DO}"
+    if start.refusal is not None:
+        return f"sound; a server would refuse to start: {start.refusal}"
+    repaired = ", having repaired the end of the log" if start.repair is not None else ""
+    return f"sound; a server would start{repaired}"
+
+
+def _would_refuse(place: Place, start: Start) -> bool:
+    """Whether a start would end at what was found: it looks at every page of the store, and not at every row."""
+    if start.refusal is not None:
+        return True
+    if start.store is None:
+        return False
+    try:
+        check_structure(place.store, TABLES)
+    except StoreUnreadableError:
+        return True
+    return False
 
 
 def _check_store(place: Place, findings: _Findings) -> None:
@@ -80,11 +107,17 @@ def _check_store(place: Place, findings: _Findings) -> None:
     if not path.exists():
         findings.note(f"There is no store at {path}.")
         return
+    if path.stat().st_size == 0:
+        findings.note(f"The store {path} is empty: a start takes it for one that isn't there.")
+        return
     try:
         with PageFile.open(path, describe_row) as file:
             meta = _check_pages(file, findings)
+    except StoreDamagedError as error:
+        findings.problem(path, error.reason, error.offset_bytes)
+        return
     except StoreUnreadableError as error:
-        findings.problem(path, str(error))
+        findings.problem(path, error.reason)
         return
     except OSError as error:
         findings.problem(path, f"reading it failed: {error.strerror or error}")
@@ -94,7 +127,7 @@ def _check_store(place: Place, findings: _Findings) -> None:
         return
     with _state(path, meta, findings) as state:
         _check_tables(state, path, findings)
-        _hash(state, findings)
+        _hash(state, path, findings)
 
 
 def _check_pages(file: PageFile, findings: _Findings) -> Meta | None:
@@ -117,10 +150,11 @@ def _check_pages(file: PageFile, findings: _Findings) -> Meta | None:
     lost = check_all(file, TABLES, report, count)
     findings.facts["pages"] = file.last_page + 1
     findings.facts["rows"] = rows
-    if lost:
-        findings.note(f"{lost} pages of {file.path} are neither in use nor listed as free: space is lost, no data.")
     if findings.problems:
-        return None
+        return None  # pages that were not reached may hang under a damaged one: nothing can be said of them
+    if lost:
+        are = "is" if lost == 1 else "are"
+        findings.note(f"{count_of(lost, 'page')} of {file.path} {are} neither in use nor listed as free: space is lost, no data.")
     meta = meta_of(file)
     if meta is None:
         findings.note(f"The store {file.path} is empty.")
@@ -145,7 +179,7 @@ def _state(path: Path, meta: Meta, findings: _Findings) -> Iterator[Snapshot]:
                 "applied_index": meta.index,
                 "applied_term": meta.term,
                 "revision": meta.revision,
-                "compacted_revision": compactor.scheduled,
+                "compacted_revision": None if compactor.scheduled == NEVER else compactor.scheduled,
             }
             yield mvcc.snapshot()
         finally:
@@ -177,7 +211,7 @@ def _check_tables(state: Snapshot, path: Path, findings: _Findings) -> None:
     findings.facts["changes"] = check.rows[Pass.CHANGES]
 
 
-def _hash(state: Snapshot, findings: _Findings) -> None:
+def _hash(state: Snapshot, path: Path, findings: _Findings) -> None:
     """HashKV of the newest revision, which other members can be asked for (kvctl endpoint hashkv)."""
     if findings.problems:
         return
@@ -186,19 +220,23 @@ def _hash(state: Snapshot, findings: _Findings) -> None:
         while hasher.run_slice(state, SLICE_ROWS):
             findings.progress.show("hashing", 0, 0)
     except DamagedRowError as error:
-        findings.problem(Path(findings.facts.get("store", "")), error.text)
+        findings.problem(path, f"{describe_row(error.table, error.key)} {error.reason}")
         return
     findings.facts["hash_kv"] = hasher.value
 
 
 def _check_start(place: Place, start: Start, findings: _Findings) -> None:
-    """The log, and whether store and log belong together."""
-    if start.refusal is not None:
-        findings.problem(place.wal if start.log is not None and start.log.refusal is not None else place.root, start.refusal)
+    """The log, and whether store and log belong together. What is wrong with the store by itself has been told."""
+    if start.log_error is not None:
+        _tell_log(start.log_error, place, findings)
+    elif start.refusal is not None and start.store_error is None and not start.is_removed:
+        findings.problem(place.root, start.refusal)
+    if start.store_error is not None and not findings.problems:
+        findings.problem(place.store, start.store_error.reason)
     if start.repair is not None:
         findings.note(f"A start would repair the end of the log: {start.repair}.")
     if start.note is not None:
-        findings.note(start.note)
+        findings.note(f"{start.note[0].upper()}{start.note[1:]}.")
     metadata, store, log = start.metadata, start.store, start.log
     if log is not None and log.refusal is None:
         findings.facts |= {"log_first_index": log.first_index, "log_last_index": log.last_index}
@@ -207,10 +245,17 @@ def _check_start(place: Place, start: Start, findings: _Findings) -> None:
     if metadata is None:
         return
     findings.facts |= {"cluster_id": f"{metadata.cluster_id:x}", "member_id": f"{metadata.member_id:x}"}
-    if store is not None and metadata.member_id in store.membership.removed_ids:
-        findings.note(f"This member ({metadata.member_id:x}) has been removed from the cluster: a start would refuse.")
-    elif store is not None and store.membership.members and metadata.member_id not in store.membership.members:
+    members = store.membership.members if store is not None else {}
+    if members and metadata.member_id not in members and not start.is_removed:
         findings.note(f"The log's member, {metadata.member_id:x}, is not among the store's members (not yet, if it is joining).")
+
+
+def _tell_log(error: WalError, place: Place, findings: _Findings) -> None:
+    """What is wrong with the log: the file that the error names, or the directory."""
+    path: Path = getattr(error, "path", place.wal)  # some leaves are about a file, some about a place in it, some about the directory
+    offset_bytes: int | None = getattr(error, "offset_bytes", None)
+    findings.problem(path, error.what or str(error).removeprefix(f"{path}: "), offset_bytes)
+    findings.note("The log was read up to there; `kvserver wal` shows all of it.")
 
 
 def _check_leftovers(place: Place, findings: _Findings) -> None:
@@ -226,10 +271,13 @@ def _check_leftovers(place: Place, findings: _Findings) -> None:
             findings.note(f"{path} is no part of the store; a start removes what an interrupted transfer left.")
             continue
         try:
-            check_structure(path, TABLES, every_row=True)
+            check_structure(path, TABLES, every_row=True, describe_row=describe_row)
             meta = inspect_copy(path)
-        except KvError as error:
-            findings.problem(path, f"the received snapshot is damaged: {error}")
+        except StoreDamagedError as error:
+            findings.problem(path, f"the received snapshot is damaged: {error.reason}", error.offset_bytes)
+            continue
+        except StoreUnreadableError as error:
+            findings.problem(path, f"the received snapshot can't be read: {error.reason}")
             continue
         if (meta.index, meta.term) != (found.index, found.term):
             findings.problem(path, f"the snapshot holds index {meta.index}, term {meta.term}; its name says {found.index}, {found.term}")

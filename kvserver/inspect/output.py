@@ -10,6 +10,12 @@ from typing import Any, Final, TextIO
 _INTERVAL_S: Final = 0.2
 
 
+def count_of(number: int, noun: str) -> str:
+    """`1 segment`, `2 segments`: plain digits, so that a number can be searched for and copied."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
 class Output:
     """Text or JSON lines on a stream. What is told with `text` is for people, what is told with `record` for programs."""
 
@@ -20,7 +26,8 @@ class Output:
     def text(self, line: str = "") -> None:
         """One line, unless the output is JSON."""
         if not self.as_json:
-            self._stream.write(line + "\n")
+            # A path need not be text: what is none is shown escaped.
+            self._stream.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
 
     def record(self, kind: str, fields: Mapping[str, Any]) -> None:
         """One JSON object, unless the output is text."""
@@ -43,7 +50,7 @@ class Progress:
             return
         self._next_s = time.monotonic() + _INTERVAL_S
         share = f" {100 * done // total}%" if total else ""
-        line = f"{what}: {done:,}{f' of {total:,}' if total else ''}{share}"
+        line = f"{what}: {done}{f' of {total}' if total else ''}{share}"
         self._stream.write("\r" + line.ljust(self._width))
         self._stream.flush()
         self._width = len(line)

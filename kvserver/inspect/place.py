@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvserver.errors import KvError
+from kvserver.node import refusals
+from kvserver.node.directory import RESTORING
 
 
 class UnusablePlaceError(KvError):
@@ -51,9 +53,18 @@ class Place:
 
 
 def find_place(root: Path, wal_dir: Path | None) -> Place:
-    """The places of a data directory. Raises UnusablePlaceError if it is none."""
+    """The places of a data directory. Raises UnusablePlaceError if it is none, or if a restore to it was not finished; OSError."""
+    if root.exists() and not root.is_dir():
+        raise UnusablePlaceError(refusals.not_a_directory("data directory", root))
+    if (root / RESTORING).exists():
+        raise UnusablePlaceError(refusals.unfinished_restore(root, root / RESTORING))
+    if not root.exists():
+        raise UnusablePlaceError(f"{root} is no data directory: it does not exist")
     if not (root / "member").is_dir():
         raise UnusablePlaceError(f"{root} is no data directory: there is no {root / 'member'}")
+    if wal_dir is not None and not wal_dir.is_dir():
+        what = "is not a directory" if wal_dir.exists() else "does not exist"
+        raise UnusablePlaceError(f"--wal-dir: {wal_dir} {what}: check the path")
     return Place(root=root, wal=wal_dir or root / "member" / "wal")
 
 

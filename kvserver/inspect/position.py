@@ -9,7 +9,8 @@ from google.protobuf.message import DecodeError
 from kvserver.apply import meta
 from kvserver.apply.meta import Meta
 from kvserver.mvcc import META, TABLES, describe_row
-from kvserver.storage import StoreUnreadableError
+from kvserver.storage import StoreDamagedError, StoreUnreadableError
+from kvserver.storage.page_format import Faults
 from kvserver.storage.pages import PageFile
 from kvserver.storage.seal import SEAL_BYTES
 
@@ -28,7 +29,7 @@ def read_position(path: Path) -> Meta | None:
     """The meta of the store in `path`; None if there is no file, or nothing in it.
 
     Raises:
-        StoreUnreadableError: its meta can't be read; the text says why.
+        StoreUnreadableError: its meta can't be read (StoreDamagedError: it is damaged); the text says why.
     """
     try:
         if path.stat().st_size == 0:
@@ -43,20 +44,17 @@ def read_position(path: Path) -> Meta | None:
 
 def meta_of(file: PageFile) -> Meta | None:
     """The meta in an open file. Raises StoreUnreadableError."""
-    found: list[str] = []
-
-    def report(offset_bytes: int, reason: str) -> None:
-        found.append(f"at offset {offset_bytes} {reason}")
-
-    tree = file.trees(TABLES, report)[META]
-    format_row = next((row for row in file.rows_unsealed(tree, report) if row.key == meta.FORMAT_KEY), None)
+    faults = Faults()
+    tree = file.trees(TABLES, faults.report)[META]
+    format_row = next((row for row in file.rows_unsealed(tree, Faults().report) if row.key == meta.FORMAT_KEY), None)
     unsealed = None if format_row is None else meta.unsealed_format(format_row.value)
     if unsealed is not None:
         raise StoreUnreadableError(file.path, meta.other_format(unsealed))
-    rows = {row.key: row.value[:-SEAL_BYTES] for row in file.rows(tree, report)}
-    if found:
-        raise StoreUnreadableError(file.path, found[0])
+    rows = {row.key: row.value[:-SEAL_BYTES] for row in file.rows(tree, faults.report)}
+    faults.raise_any(file.path)
     try:
         return meta.read(_Rows(rows))
-    except (ValueError, DecodeError) as error:
+    except DecodeError as error:
+        raise StoreDamagedError(file.path, f"a row of its meta table can't be read: {error}") from error
+    except ValueError as error:
         raise StoreUnreadableError(file.path, str(error)) from error

@@ -1,7 +1,8 @@
 """What a server would come to if it were started on this directory: the store's position and the log, judged as a start judges them.
 
 Rules: the texts are those of the start itself (wal.errors, node.refusals, storage). What depends on flags and on the other members is left
-out: whether the directory belongs to the cluster that the flags mean.
+out: whether the directory belongs to the cluster that the flags mean. Of the store only what it says about itself is read; a start looks at
+every page of it (`kvserver check` does).
 """
 
 from __future__ import annotations
@@ -22,9 +23,16 @@ from wal.inspect import Verdict, verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """The judgement. `refusal` is the text with which a start would end, None if it would begin; `repair` what it would repair first."""
+    """The judgement. `refusal` is the text with which a start would end, None if it would begin; `repair` what it would repair first.
+
+    `store_error` and `log_error` say what is wrong with each by itself: a start ends at the first of them. `is_removed`: nothing is wrong,
+    and a start would refuse all the same, because the member was removed from the cluster.
+    """
 
     refusal: str | None
+    store_error: StoreUnreadableError | None = None
+    log_error: WalError | None = None
+    is_removed: bool = False
     repair: str | None = None
     note: str | None = None
     metadata: Metadata | None = None
@@ -34,40 +42,56 @@ class Start:
 
 def judge_start(place: Place) -> Start:
     """What a start would come to now."""
+    store_error: StoreUnreadableError | None = None
+    store: Meta | None = None
     try:
         store = read_position(place.store)
     except StoreUnreadableError as error:
-        return _with_log(place, Start(refusal=str(error)), None)
-    applied = store.index if store is not None else Index(0)
+        store_error = error
     try:
         exists = Wal.exists(place.wal)
+        metadata = read_metadata(place.wal) if exists else None
     except WalError as error:
-        return Start(refusal=str(error), store=store)
-    if not exists:
-        if applied > FOUNDING.index:
-            return Start(refusal=refusals.wal_missing(place.wal, place.store, applied), store=store)
-        return Start(refusal=None, note="there is no log: a start would be this member's first one", store=store)
-    return _with_log(place, None, store)
+        return Start(refusal=str(store_error or error), store_error=store_error, log_error=error, store=store)
+    if metadata is not None:
+        return _with_log(place, metadata, store, store_error)
+    if store_error is not None:
+        return Start(refusal=str(store_error), store_error=store_error)
+    applied = store.index if store is not None else Index(0)
+    if applied > FOUNDING.index:
+        return Start(refusal=refusals.wal_missing(place.wal, place.store, applied), store=store)
+    return Start(refusal=None, note="there is no log: a start would be this member's first one", store=store)
 
 
-def _with_log(place: Place, begun: Start | None, store: Meta | None) -> Start:
-    """Judge the log, against the store's position if that is known (`begun` is None)."""
-    try:
-        metadata = read_metadata(place.wal)
-    except WalError as error:
-        return Start(refusal=begun.refusal if begun else str(error), store=store)
+def _with_log(place: Place, metadata: Metadata, store: Meta | None, store_error: StoreUnreadableError | None) -> Start:
+    """Judge the log, against the store's position if that is known."""
     applied_index, applied_term = (store.index, store.term) if store is not None else (Index(0), Term(0))
     log = verdict(place.wal, applied_index=applied_index, applied_term=applied_term)
-    if begun is not None:
-        refusal = begun.refusal
+    note = None
+    is_removed = store is not None and metadata.member_id in store.membership.removed_ids
+    if store_error is not None:
+        refusal: str | None = str(store_error)
     elif store is not None and store.membership.cluster_id not in (0, metadata.cluster_id):
         refusal = refusals.other_cluster(place.root, store.membership.cluster_id, metadata.cluster_id)
     elif log.refusal is not None:
         refusal = str(log.refusal)
     else:
         refusal = _missing(place, store, log)
-    note = "the store is gone: it would be built again from the log" if store is None and refusal is None else None
-    return Start(refusal=refusal, repair=log.torn if refusal is None else None, note=note, metadata=metadata, store=store, log=log)
+        note = "the store is gone: it would be built again from the log" if store is None and refusal is None else None
+    is_removed = is_removed and refusal is None
+    if is_removed:
+        refusal = refusals.removed(place.root, metadata.member_id)
+    return Start(
+        refusal=refusal,
+        store_error=store_error,
+        log_error=log.refusal,
+        is_removed=is_removed,
+        repair=log.torn if refusal is None else None,
+        note=note,
+        metadata=metadata,
+        store=store,
+        log=log,
+    )
 
 
 def _missing(place: Place, store: Meta | None, log: Verdict) -> str | None:

@@ -13,21 +13,24 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, assert_never
 
-from kvserver.inspect.output import Output
+from kvserver.inspect.output import Output, count_of
 from kvserver.inspect.place import Place, UnusablePlaceError, is_in_use
 from kvserver.inspect.start import Start, judge_start
 from raft.types import HardState
-from wal import WalError
+from wal import WalError, guide
 from wal.inspect import Damage, Event, RecordSeen, SegmentEnd, SegmentStart, TornTail, inspect_log, list_log
 from wal.record import RecordType
 
 LIVE_ATTEMPTS: Final = 3
-WHAT_TO_DO: Final = "docs/operations/corruption.md says what to do"
+WHAT_TO_DO: Final = f"What to do: {guide('corruption')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which records are shown: none, or those with an index in [lowest, highest] (and, without bounds, those that have none)."""
+    """Which records are shown: none, or those with an index in [lowest, highest] (and, without bounds, those that have none).
+
+    Bounds without `records` have no meaning; the command line refuses them.
+    """
 
     records: bool = False
     lowest: int | None = None
@@ -35,7 +38,7 @@ class Selection:
 
     def takes(self, seen: RecordSeen) -> bool:
         """Whether this record is shown."""
-        if self.lowest is None and self.highest is None:
+        if not self.records or (self.lowest is None and self.highest is None):
             return self.records
         if seen.index is None:
             return False
@@ -65,7 +68,7 @@ def report_wal(place: Place, selection: Selection, output: Output) -> int:
             raise UnusablePlaceError(str(error)) from error
         return _verdict(start, _Totals(), in_use, output)
     output.record("log", {"directory": str(place.wal), "in_use": in_use, "segments": len(segments), "other_files": others})
-    output.text(f"WAL {place.wal}: {len(segments)} segments{_others(others)}")
+    output.text(f"WAL {place.wal}: {count_of(len(segments), 'segment')}{_others(others)}")
     if in_use:
         output.text("A server is using this directory: what follows is a moment's view, and its end may be half-written.")
     totals = _Totals()
@@ -121,11 +124,11 @@ class _Shown:
         header = event.header
         self._output.text()
         if header is None:
-            self._output.text(f"{event.path.name}  {event.size_bytes:,} bytes")
+            self._output.text(f"{event.path.name}  {count_of(event.size_bytes, 'byte')}")
             return
         link = {None: "the oldest one kept", True: "previous checksum ok", False: "PREVIOUS CHECKSUM WRONG"}[event.follows]
         self._output.text(
-            f"{event.path.name}  sequence {header.sequence}, first index {header.first_index}, {event.size_bytes:,} bytes, {link}"
+            f"{event.path.name}  sequence {header.sequence}, first index {header.first_index}, {count_of(event.size_bytes, 'byte')}, {link}"
         )
 
     def _record(self, seen: RecordSeen) -> None:
@@ -155,8 +158,8 @@ class _Shown:
         state = f" {_state_text(seen.hard_state)}" if seen.hard_state is not None else ""
         kind = f" ({seen.entry_type})" if seen.entry_type not in (None, "normal") else ""
         self._output.text(
-            f"  {seen.offset_bytes:>12,}  {fields['type']:<10}{kind} batch {seen.batch} {position}{state}  "
-            f"{seen.size_bytes:,} bytes, checksum ok"
+            f"  {seen.offset_bytes:>12}  {fields['type']:<10}{kind} batch {seen.batch} {position}{state}  "
+            f"{count_of(seen.size_bytes, 'byte')}, checksum ok"
         )
 
     def _damage(self, event: Damage) -> None:
@@ -171,8 +174,8 @@ class _Shown:
                 "next_record_offset": event.next_offset_bytes,
             },
         )
-        next_text = "no record follows" if event.next_offset_bytes is None else f"the next record is at offset {event.next_offset_bytes:,}"
-        self._output.text(f"  DAMAGED at offset {event.offset_bytes:,}, behind index {event.last_index}: {event.reason}; {next_text}")
+        next_text = "no record follows" if event.next_offset_bytes is None else f"the next record is at offset {event.next_offset_bytes}"
+        self._output.text(f"  DAMAGED at offset {event.offset_bytes}, behind index {event.last_index}: {event.reason}; {next_text}")
 
     def _torn(self, event: TornTail) -> None:
         self._output.record(
@@ -180,7 +183,7 @@ class _Shown:
             {"file": str(event.path), "offset": event.offset_bytes, "after_index": event.last_index, "reason": event.reason},
         )
         self._output.text(
-            f"  torn at offset {event.offset_bytes:,}, behind index {event.last_index}: {event.reason}; "
+            f"  torn at offset {event.offset_bytes}, behind index {event.last_index}: {event.reason}; "
             "a save that was never acknowledged, a start cuts it off"
         )
 
@@ -206,12 +209,13 @@ class _Shown:
         )
         last = f", last index {event.last_index}" if event.last_index else ""
         sealed = ", sealed" if event.is_sealed else ""
-        self._output.text(f"  {event.records:,} records, {event.entries:,} entries{last}; {event.used_bytes:,} bytes used{sealed}")
+        held = f"{count_of(event.records, 'record')}, {count_of(event.entries, 'entry')}{last}"
+        self._output.text(f"  {held}; {count_of(event.used_bytes, 'byte')} used{sealed}")
 
 
 def _verdict(start: Start, totals: _Totals, in_use: bool, output: Output) -> int:
     """The end of the report; returns the exit code."""
-    is_sound = start.refusal is None and not totals.damaged
+    is_sound = (start.refusal is None or start.is_removed) and not totals.damaged
     log, metadata, store = start.log, start.metadata, start.store
     hard_state = log.hard_state if log is not None and log.hard_state is not None else totals.hard_state
     marker = log.marker if log is not None else None
@@ -243,15 +247,15 @@ def _verdict(start: Start, totals: _Totals, in_use: bool, output: Output) -> int
     if metadata is not None:
         output.text(f"Member {metadata.member_id:x} of cluster {metadata.cluster_id:x}")
     output.text(
-        f"{totals.segments} segments, {totals.records:,} records, {totals.entries:,} entries; "
-        f"{totals.used_bytes:,} of {totals.size_bytes:,} bytes used"
+        f"{count_of(totals.segments, 'segment')}, {count_of(totals.records, 'record')}, {count_of(totals.entries, 'entry')}; "
+        f"{totals.used_bytes} of {count_of(totals.size_bytes, 'byte')} used"
     )
     if log is not None and log.refusal is None:
         output.text(f"Readable entries: {log.first_index} to {log.last_index}, the last one of term {log.last_term}")
     if hard_state is not None:
         output.text(f"Hard state: {_state_text(hard_state)}")
     if marker is not None:
-        output.text(f"Snapshot marker: index {marker.index}, term {marker.term} ({totals.markers} marker records)")
+        output.text(f"Snapshot marker: index {marker.index}, term {marker.term} ({count_of(totals.markers, 'marker record')})")
     if store is not None:
         output.text(f"Store: applied index {store.index}, term {store.term}, revision {store.revision}")
     _say_verdict(start, totals, in_use, output)
@@ -259,16 +263,18 @@ def _verdict(start: Start, totals: _Totals, in_use: bool, output: Output) -> int
 
 
 def _say_verdict(start: Start, totals: _Totals, in_use: bool, output: Output) -> None:
+    """The last line, in the words of `kvserver check`; it speaks of the log, as the store was asked for its position only."""
     certainty = " (provisional: the directory is in use)" if in_use else ""
-    if start.refusal is not None:
-        output.text(f"Verdict{certainty}: a server would refuse to start:\n  {start.refusal}")
-        output.text(f"  ({WHAT_TO_DO})")
+    if start.is_removed and not totals.damaged:
+        output.text(f"Verdict{certainty}: the log is sound; a server would refuse to start:\n  {start.refusal}")
+    elif start.refusal is not None:
+        output.text(f"Verdict{certainty}: not sound; a server would refuse to start:\n  {start.refusal}")
     elif totals.damaged:
-        output.text(f"Verdict{certainty}: a server would start, but there is damage above that it would not read; {WHAT_TO_DO}")
+        output.text(f"Verdict{certainty}: not sound; a server would start, it would not read what is damaged above. {WHAT_TO_DO}")
     elif start.repair is not None:
-        output.text(f"Verdict{certainty}: a server would start, having repaired the end of the log:\n  {start.repair}")
+        output.text(f"Verdict{certainty}: the log is sound; a server would start, having repaired the end of the log:\n  {start.repair}")
     else:
-        output.text(f"Verdict{certainty}: sound; a server would start{f' ({start.note})' if start.note else ''}")
+        output.text(f"Verdict{certainty}: the log is sound; a server would start{f' ({start.note})' if start.note else ''}")
 
 
 def _hard_state(state: HardState | None) -> dict[str, Any] | None:

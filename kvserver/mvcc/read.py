@@ -108,8 +108,9 @@ class Snapshot(NamedTuple):
         """The record of a revision that the index names. Raises CorruptError."""
         record = self.reader.get_view(REV, revision)
         if record is None:
-            self.on_corrupt(f"{layout.describe_row(REV, revision)} is missing")
-            raise CorruptError
+            missing = CorruptError(layout.describe_row(REV, revision), "is missing")
+            self.on_corrupt(f"{missing.row} {missing.reason}")
+            raise missing
         return record
 
     def _at(self, key: bytes, entry: Entry, revision: int) -> Found | None:

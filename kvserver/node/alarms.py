@@ -8,6 +8,8 @@ Rules
   applied on this member) is not proposed again.
 - Without a quorum, or when the proposal is refused for now, it is proposed again after a pause that doubles up to `MAX_PAUSE_S`, until it
   is applied or the member stops. Raising an alarm twice is harmless, so an attempt whose outcome is unknown may be repeated.
+- A member that applies nothing any more never hears what came of its proposals. `is_raised` must tell (halt.py), and attempts are short
+  then (`hasten`): one that got lost should not cost the time that is left.
 - All methods belong to the loop, except `raise_from_any_thread`.
 - Every member logs every alarm when it applies its raising and its disarming, whoever asked for that; also what a snapshot changed, and
   what is raised when the member starts. A line names the member as `member list` does, in hexadecimal (`alarm list` prints it in decimal).
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 from google.protobuf.message import Message as PbMessage
@@ -74,7 +77,7 @@ class AlarmRaiser:
             return
         task = self._loop.create_task(self._raise(kind), name=f"raise-alarm-{AlarmType.Name(kind)}")
         self._tasks[kind] = task
-        task.add_done_callback(lambda _: self._tasks.pop(kind))
+        task.add_done_callback(partial(self._ended, kind))
 
     def raise_from_any_thread(self, kind: AlarmKind) -> None:
         """The same for other threads; nothing happens once the loop is closed."""
@@ -89,11 +92,23 @@ class AlarmRaiser:
             await asyncio.wait((task,), timeout=max(0.0, deadline_s - self._loop.time()))
         return self._is_raised(self._alarm(kind))
 
+    def hasten(self, attempt_timeout_s: float) -> None:
+        """From now on an attempt takes at most so long; one that is under way is given up and begun anew."""
+        self._attempt_timeout_s = attempt_timeout_s
+        unfinished, self._tasks = self._tasks, {}
+        for kind, task in unfinished.items():
+            task.cancel()
+            self.raise_alarm(kind)
+
     def stop(self) -> None:
         """Give up what is not raised yet."""
         self._stopped = True
         for task in self._tasks.values():
             task.cancel()
+
+    def _ended(self, kind: AlarmKind, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(kind) is task:
+            del self._tasks[kind]
 
     def _alarm(self, kind: AlarmKind) -> AlarmMember:
         return AlarmMember(memberID=self._member_id, alarm=kind)

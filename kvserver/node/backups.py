@@ -24,9 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from kvserver.errors import RequestTimeoutError, SnapshotFailedError, SnapshotNoRoomError, TooManyRequestsError
+from kvserver.errors import (
+    CorruptError,
+    FatalError,
+    RequestTimeoutError,
+    SnapshotFailedError,
+    SnapshotNoRoomError,
+    TooManyRequestsError,
+)
 from kvserver.logs import Logger
 from kvserver.snapshot import OutgoingFile, SnapshotCopies, SnapshotCopy, SnapshotCopyError, SnapshotStorageError, run_to_end
+from kvserver.storage import StoreDamagedError
 from raft.types import Index
 from wal import Files
 
@@ -99,6 +107,7 @@ class Backups:
         Raises:
             TooManyRequestsError: `MAX_STREAMS` are open.
             SnapshotNoRoomError, SnapshotFailedError: none could be made; nothing is left of it.
+            CorruptError: the store is damaged; the log says where.
             RequestTimeoutError: what is acknowledged isn't in the store's file by `deadline_s`.
         """
         if self.open_count >= MAX_STREAMS:
@@ -140,10 +149,15 @@ class Backups:
                 await self.store.commit()
         except TimeoutError:
             raise RequestTimeoutError from None
+        except FatalError as error:
+            raise self._failed(error) from error
         try:
             return await self.copies.acquire(index)
         except SnapshotCopyError as error:
             cause = error.__cause__
+            if isinstance(cause, StoreDamagedError):
+                self.log.error("the store is damaged, it is not sent to a client", what=cause.place)
+                raise CorruptError from error
             if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
                 self.log.warning("no room for a copy of the store", reason=str(error))
                 raise SnapshotNoRoomError from error

@@ -35,12 +35,12 @@ from kvserver.node.directory import DataDirectory
 from kvserver.node.joining import ask_cluster, has_forgotten, has_taken_part
 from kvserver.node.log_window import LogWindow
 from kvserver.node.membership import cluster_id, conf_state_of, initial_members
-from kvserver.node.refusals import REPLACE
 from kvserver.node.window_loader import WindowLoader
 from kvserver.snapshot import cleanup, list_received, remove_received
+from kvserver.storage import StoreDamagedError
 from kvserver.types import ClusterId, ConfState, Member, NodeId
 from raft.types import HardState, Index, Term
-from wal import Marker, Metadata, Recovered, Wal, read_metadata
+from wal import WAY_OUT, Marker, Metadata, Recovered, Wal, guide, read_metadata
 
 FOUNDING: Final = Marker(Index(1), Term(1))
 """The position that all founding members start from."""
@@ -90,7 +90,7 @@ async def _found(config: ServerConfig, directory: DataDirectory, store: Store, l
     elif store.cluster_id != identity and store.current_revision > FIRST_REVISION:
         raise BootstrapError(
             f"the store {directory.store} was restored from a snapshot, and the WAL {directory.wal} that belongs to it is missing: put it "
-            f"back, or restore the snapshot again to a new data directory (docs/operations/backup-and-restore.md)"
+            f"back, or restore the snapshot again to a new data directory ({guide('backup-and-restore')})"
         )
     elif store.cluster_id != identity:
         raise BootstrapError(
@@ -234,7 +234,7 @@ def _bootstrap_again(config: ServerConfig, directory: DataDirectory, store: Stor
         raise BootstrapError(
             f"the store {directory.store} is missing, and the flags mean another cluster ({identity:x}) than the WAL "
             f"({metadata.cluster_id:x}): start with the flags that the cluster was founded with, so that the store can be built again from "
-            f"the WAL; if the cluster began with a restored snapshot, that is lost on this member: {REPLACE}"
+            f"the WAL; if the cluster began with a restored snapshot, that is lost on this member: {WAY_OUT}"
         )
     own = next((member for member in members.values() if member.name == config.name), None)
     if own is None or own.id != metadata.member_id:
@@ -265,14 +265,15 @@ async def _finish_install(directory: DataDirectory, store: Store, marker: Marker
     try:
         found = inspect(received)
     except KvError as error:
+        place = error.place if isinstance(error, StoreDamagedError) else error
         raise BootstrapError(
-            f"the WAL says that a snapshot at index {marker.index} was installed, but the received file is damaged: {error}. "
-            f"Put an intact copy back; if there is none, {REPLACE}"
+            f"the WAL says that a snapshot at index {marker.index} was installed, but the received file is damaged: {place}. "
+            f"Put an intact copy back; if there is none, {WAY_OUT}"
         ) from error
     if (found.index, found.term) != (marker.index, marker.term):
         raise BootstrapError(
             f"the received snapshot {received} holds a store at index {found.index} (term {found.term}), but the WAL says index "
-            f"{marker.index} (term {marker.term}): put the right file back; if there is none, {REPLACE}"
+            f"{marker.index} (term {marker.term}): put the right file back; if there is none, {WAY_OUT}"
         )
     await store.install(received)
     log.info("applied snapshot", index=marker.index, resumed=True)
@@ -281,31 +282,28 @@ async def _finish_install(directory: DataDirectory, store: Store, marker: Marker
 def _check_same_cluster(config: ServerConfig, root: Path, store: Store, metadata: Metadata) -> None:
     """Refuse a directory that visibly belongs to another cluster than the flags mean (docs/adr/0003), or to nobody any more."""
     if metadata.member_id in store.removed_ids:
-        raise BootstrapError(
-            f"data directory {root}: this member ({metadata.member_id:x}) has been removed from the cluster: "
-            "remove the directory and add it as a new member"
-        )
+        raise BootstrapError(refusals.removed(root, metadata.member_id))
     if store.cluster_id not in (0, metadata.cluster_id):
         raise BootstrapError(refusals.other_cluster(root, store.cluster_id, metadata.cluster_id))
     token = store.membership.cluster_token
     if token and config.initial_cluster_token not in (DEFAULT_CLUSTER_TOKEN, token):
         raise BootstrapError(
             f"data directory {root} belongs to another cluster: it was founded with --initial-cluster-token={token}, "
-            f"the flag says {config.initial_cluster_token}"
+            f"the flag says {config.initial_cluster_token}: correct the flag, or choose another --data-dir"
         )
     stored_urls = {url: member for member in store.members.values() for url in member.peer_urls}
     flagged_urls = {url for member in members_of(config).values() for url in member.peer_urls}
     if len(config.initial_cluster) > 1 and stored_urls and not stored_urls.keys() & flagged_urls:
         raise BootstrapError(
             f"data directory {root} belongs to another cluster: its members are at {', '.join(sorted(stored_urls))}, "
-            f"--initial-cluster names {', '.join(sorted(flagged_urls))}"
+            f"--initial-cluster names {', '.join(sorted(flagged_urls))}: correct the flag, or choose another --data-dir"
         )
     own_urls = {str(url) for url in config.initial_advertise_peer_urls}
     others = [stored_urls[url] for url in own_urls if url in stored_urls and stored_urls[url].id != metadata.member_id]
     if others:
         raise BootstrapError(
             f"data directory {root} belongs to another member, {metadata.member_id:x}: {', '.join(sorted(own_urls))} is the address of "
-            f"{others[0].name or others[0].id}"
+            f"{others[0].name or f'{others[0].id:x}'}: correct --initial-advertise-peer-urls, or choose another --data-dir"
         )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from kvserver.errors import KvError
+from kvserver.node import refusals
 from kvserver.node.foreign import find_etcd_file
 from wal import Files, OsFiles
 
@@ -63,6 +64,7 @@ def open_data_directory(root: Path, wal: Path, *, files: Files = OS_FILES) -> Da
     snap = member / "snap"
     directory = DataDirectory(root=root, wal=wal, snap=snap, files=files, _locks=[])
     try:
+        _refuse_files(directory)
         _refuse_etcd(directory)
         _refuse_unfinished_restore(directory)
         for made in (root, member, snap, wal.parent):
@@ -72,11 +74,20 @@ def open_data_directory(root: Path, wal: Path, *, files: Files = OS_FILES) -> Da
             directory._locks.append(_lock(wal.with_name(wal.name + ".lock"), f"WAL directory {wal}"))
     except OSError as error:
         directory.close()
-        raise DataDirectoryError(f"data directory {root} can't be used: {error.strerror}: {error.filename}") from error
+        raise DataDirectoryError(
+            f"data directory {root} can't be used: {error.strerror}: {error.filename}; check the path, its permissions and the disk"
+        ) from error
     except BaseException:
         directory.close()
         raise
     return directory
+
+
+def _refuse_files(directory: DataDirectory) -> None:
+    """Name what is no directory, before something is made beside it. Raises DataDirectoryError, OSError."""
+    for what, path in (("data directory", directory.root), ("data directory", directory.snap.parent), ("WAL directory", directory.wal)):
+        if path.exists() and not path.is_dir():
+            raise DataDirectoryError(refusals.not_a_directory(what, path))
 
 
 def _refuse_etcd(directory: DataDirectory) -> None:
@@ -91,10 +102,7 @@ def _refuse_etcd(directory: DataDirectory) -> None:
 def _refuse_unfinished_restore(directory: DataDirectory) -> None:
     part = directory.root / RESTORING
     if part.exists():
-        raise DataDirectoryError(
-            f"data directory {directory.root}: a restore was begun and not finished ({part}): run `kvctl snapshot restore` again. "
-            "Starting from here would found an empty cluster"
-        )
+        raise DataDirectoryError(refusals.unfinished_restore(directory.root, part))
 
 
 def _lock(path: Path, what: str) -> int:
@@ -105,7 +113,7 @@ def _lock(path: Path, what: str) -> int:
     except OSError as error:
         os.close(descriptor)
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise DataDirectoryError(f"{what} is in use by another kvserver process") from error
+            raise DataDirectoryError(f"{what} is in use by another kvserver process: stop that one, or choose another directory") from error
         raise DataDirectoryError(f"{what} can't be locked: {error.strerror}") from error
     return descriptor
 

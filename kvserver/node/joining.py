@@ -30,6 +30,7 @@ from kvserver.config import ServerConfig, parse_url
 from kvserver.errors import KvError
 from kvserver.node.peer_handler import JOIN_PAGE
 from kvserver.types import ClusterId, Member, NodeId
+from wal import guide
 
 ASK_TIMEOUT_S: Final = 5.0
 MAX_ANSWER_BYTES: Final = 1 << 20
@@ -73,9 +74,13 @@ async def ask_cluster(config: ServerConfig) -> Invitation:
         raise JoinError("--initial-cluster-state=existing: --initial-cluster must name the members that are there already, too")
     pages, failures = await _ask_all(others)
     if not pages:
-        raise JoinError("no member of the cluster could be asked: " + "; ".join(failures))
+        raise JoinError(
+            f"no member of the cluster could be asked: {'; '.join(failures)}: check --initial-cluster, and that those members run, then "
+            "start again"
+        )
     if len({page.cluster_id for page in pages}) > 1:
-        raise JoinError("--initial-cluster names members of different clusters")
+        found = ", ".join(f"{each:x}" for each in sorted({page.cluster_id for page in pages}))
+        raise JoinError(f"--initial-cluster names members of different clusters ({found}): correct it to those of one")
     removed = frozenset().union(*(page.removed for page in pages))
     for page in pages:
         own = page.member_at(own_urls, removed)
@@ -85,7 +90,7 @@ async def ask_cluster(config: ServerConfig) -> Invitation:
             raise JoinError(
                 f"member {own.id:x} at {', '.join(own_urls)} has already taken part in the cluster (as {own.name}), and its data "
                 f"directory {config.data_dir} is empty: what it voted and acknowledged is forgotten. Remove it "
-                f"(kvctl member remove {own.id:x}) and add it anew"
+                f"(kvctl member remove {own.id:x}) and add it anew ({guide('replace-a-dead-member')})"
             )
         return Invitation(cluster_id=page.cluster_id, member_id=own.id, members=page.members)
     known = ", ".join(sorted({url for page in pages for member in page.members.values() for url in member.peer_urls}))
@@ -111,7 +116,7 @@ async def has_taken_part(config: ServerConfig, member: NodeId, cluster: ClusterI
             f"--initial-cluster means a new, empty cluster {cluster:x}, but a member at its addresses is of cluster {others[0]:x}, which "
             f"was restored from a snapshot or founded with other flags: correct the flags; or, "
             f"only if no member of that cluster has served yet, restore the same snapshot to {config.data_dir}, too "
-            "(docs/operations/backup-and-restore.md); otherwise remove this member "
+            f"({guide('backup-and-restore')}); otherwise remove this member "
             "(kvctl member remove), add it anew and start it with --initial-cluster-state=existing"
         )
     return False

@@ -7,7 +7,7 @@ Rules
   quorum.
 - Stop: hand leadership over (at most `HANDOVER_S`), refuse what waits, close the peers, let the write under way finish, commit the store.
 - A fatal error (a failed fsync, an apply that could not have failed) is reported once through `wait_failed`; nothing is acknowledged
-  afterwards.
+  afterwards. Damage that apply meets in the store is fatal, too, but first the cluster is told (`halt`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Final
 
-from kvserver.apply import Alarms, Membership, Store
+from kvserver.apply import Alarms, ApplyMetDamageError, Membership, Store
 from kvserver.commands import CommandKind
 from kvserver.config import ServerConfig
 from kvserver.errors import FatalError, KvError, RequestError
@@ -29,7 +29,9 @@ from kvserver.node.compaction import Decision
 from kvserver.node.corruption import CorruptionDesk
 from kvserver.node.directory import OS_FILES, DataDirectory, open_data_directory
 from kvserver.node.forwarding import ForwardKind, answer_promote
+from kvserver.node.halt import Halt, HaltParts
 from kvserver.node.handover import HandOver
+from kvserver.node.space_watch import NO
 from kvserver.pb import internal_pb2
 from kvserver.peer import PeerRequestRefusedError
 from kvserver.storage import EngineHooks, StorageNoSpaceError
@@ -88,16 +90,36 @@ class Node:
         self.alarms = AlarmRaiser(
             member_id=self.member_id,
             proposals=parts.proposals,
-            is_raised=lambda alarm: alarm in store.alarms,
+            is_raised=lambda alarm: self.halt.knows(alarm),  # noqa: PLW0108 - made below
             attempt_timeout_s=config.request_timeout_s,
             log=self._log,
         )
         self._alarm_log = AlarmLog(store.alarms, self._log)
         self._hand_over = HandOver(member_id=self.member_id, driver=parts.driver, book=parts.book, transport=parts.transport, log=self._log)
         self.space = watch_space(ground, parts, self._hand_over, on_fatal=self.fail)
+        self.halt = self._make_halt()
         parts.handler.answer = self._answer_peer
         store.on_compacted(self._note_compaction_finished)
         self.wal.on_sync = metrics.wal_fsync_seconds.observe
+
+    def _make_halt(self) -> Halt:
+        parts = self._parts
+        return Halt(
+            HaltParts(
+                member_id=self.member_id,
+                store=self.store,
+                committed=parts.driver.raw,
+                alarms=self.alarms,
+                reads=parts.reads,
+                proposals=parts.proposals,
+                releaser=parts.releaser,
+                hand_over=self._hand_over,
+                limit_s=self.config.request_timeout_s,
+                contact_s=self.config.election_timeout_s,
+                on_end=self._end,
+                log=self._log,
+            )
+        )
 
     @classmethod
     async def start(cls, config: ServerConfig, *, metrics: Metrics, log: Logger, files: Files = OS_FILES) -> Node:
@@ -149,11 +171,13 @@ class Node:
             self.driver.campaign()  # nobody else could win: don't wait for the election timeout
 
     async def wait_published(self) -> None:
-        """Return when the cluster has accepted this member's name and client URLs."""
+        """Return when the cluster has accepted this member's name and client URLs; never while it is halted, as it is about to end."""
         request = internal_pb2.MemberAttributes(
             member_id=self.member_id, name=self.config.name, client_urls=[str(url) for url in self.config.advertise_client_urls]
         )
         while True:
+            if self.halt.is_begun:
+                await self._loop.create_future()
             try:
                 deadline_s = self._loop.time() + self.config.request_timeout_s
                 await self.proposals.propose(CommandKind.MEMBER_PUBLISH, request, deadline_s=deadline_s)
@@ -197,6 +221,7 @@ class Node:
             last_first.push_async_callback(self._parts.append_queue.wait_idle)
             last_first.push_async_callback(self.transport.stop)
             last_first.push_async_callback(self.space.stop)
+            last_first.push_async_callback(self.halt.stop)
 
     async def _close_wal(self) -> None:
         await self._parts.worker.run(self.wal.close)
@@ -209,7 +234,7 @@ class Node:
                     promote, timeout_s = self.reconfiguration.promote_here, self.config.request_timeout_s
                     return await answer_promote(payload, promote=promote, timeout_s=timeout_s)
                 case ForwardKind.HAS_SPACE:
-                    return self.space.answer_has_space()
+                    return NO if self.halt.is_begun else self.space.answer_has_space()
                 case ForwardKind.NO_SPACE:
                     return self.space.take_notice(sender, payload)
                 case _:
@@ -289,7 +314,14 @@ class Node:
                 self.transport.add_peer(member.id, member.peer_urls)
 
     def fail(self, error: Exception) -> None:
-        """This member can't go on: nothing is acknowledged any more, and `wait_failed` answers."""
+        """This member can't go on: nothing is acknowledged any more, and `wait_failed` answers; damage that apply met is told first."""
+        if isinstance(error, ApplyMetDamageError):
+            if not self._failed.done():
+                self.halt.begin(error)
+        else:
+            self._end(error)
+
+    def _end(self, error: Exception) -> None:
         if self._failed.done():
             return
         self._failed.set_result(error)

@@ -19,7 +19,7 @@ class StoreReader:
 
     async def read_txn(self, request: rpc_pb2.TxnRequest) -> rpc_pb2.TxnResponse:
         """Answer a checked transaction that writes nothing, at one revision. Raises as `read_range` does."""
-        return self._store.mvcc.txn(request)
+        return self._store.read_txn(request)
 
     async def hash_kv(self, revision: Revision) -> rpc_pb2.HashKVResponse:
         """Hash what is held up to `revision` (0: the newest), on a thread. Raises as `read_range` does."""

@@ -12,10 +12,10 @@ Source: Ongaro's thesis 6.4; etcd server's linearizableReadLoop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
-from kvserver.errors import NoLeaderError, RequestTimeoutError, StoppedError
+from kvserver.errors import NoLeaderError, RequestError, RequestTimeoutError, StoppedError
 from raft.types import Index
 
 RESEND_S: Final = 0.5
@@ -39,9 +39,10 @@ class Reads:
         self._counter = 0
         self._waiting: list[asyncio.Future[None]] = []
         self._round: list[asyncio.Future[None]] = []
+        self._confirmed: set[asyncio.Future[None]] = set()  # their index is known; they wait until it is applied
         self._contexts: set[bytes] = set()
         self._resend: asyncio.TimerHandle | None = None
-        self._stopped = False
+        self._refusal: type[RequestError] | None = None
 
     @property
     def waiting_count(self) -> int:
@@ -58,9 +59,10 @@ class Reads:
             NoLeaderError: there was no leader at the deadline.
             RequestTimeoutError: the quorum did not confirm in time.
             StoppedError: this member is stopping.
+            RequestError: what reads were stopped with.
         """
-        if self._stopped:
-            raise StoppedError
+        if self._refusal is not None:
+            raise self._refusal
         if self.waiting_count >= self._max_waiting:
             raise NoLeaderError if not self._sink.has_leader() else RequestTimeoutError
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -84,7 +86,8 @@ class Reads:
         if applied.done():
             _release(finished)
         else:
-            applied.add_done_callback(_releaser(finished))
+            self._confirmed.update(finished)
+            applied.add_done_callback(partial(self._release_confirmed, finished))
         if self._waiting:
             self._begin_round()
 
@@ -93,13 +96,22 @@ class Reads:
         if self._round:
             self._send_round()
 
-    def stop(self) -> None:
-        """Answer everything that is open with `server stopped`."""
-        self._stopped = True
+    def stop(self, refusal: type[RequestError] = StoppedError) -> None:
+        """Answer everything that is open, and whatever comes from now on, with `refusal`."""
+        self._refusal = refusal
         self._cancel_resend()
-        for future in (*self._round, *self._waiting):
+        for future in (*self._round, *self._waiting, *self._confirmed):
             if not future.done():
-                future.set_exception(StoppedError())
+                future.set_exception(refusal())
+
+    def _release_confirmed(self, finished: list[asyncio.Future[None]], applied: asyncio.Future[None]) -> None:
+        self._confirmed.difference_update(finished)
+        if applied.cancelled():
+            for future in finished:
+                if not future.done():
+                    future.set_exception(StoppedError())
+            return
+        _release(finished)
 
     def _begin_round(self) -> None:
         self._round, self._waiting = [future for future in self._waiting if not future.done()], []
@@ -130,15 +142,3 @@ def _release(futures: list[asyncio.Future[None]]) -> None:
     for future in futures:
         if not future.done():
             future.set_result(None)
-
-
-def _releaser(futures: list[asyncio.Future[None]]) -> Callable[[asyncio.Future[None]], None]:
-    def release(applied: asyncio.Future[None]) -> None:
-        if applied.cancelled():
-            for future in futures:
-                if not future.done():
-                    future.set_exception(StoppedError())
-            return
-        _release(futures)
-
-    return release

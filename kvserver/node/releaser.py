@@ -74,11 +74,15 @@ class WalReleaser:
         self._retry = None
         self.consider()
 
-    async def wait_idle(self) -> None:
-        """Return when no release is under way, and begin none any more (before the files are closed)."""
+    def hold(self) -> None:
+        """Begin no release any more."""
         self._next_s = math.inf
         if self._retry is not None:
             self._retry.cancel()
+
+    async def wait_idle(self) -> None:
+        """Return when no release is under way, and begin none any more (before the files are closed)."""
+        self.hold()
         while self._running is not None:
             await asyncio.wait([self._running])
 

@@ -78,7 +78,7 @@ class IncomingFile:
         while self.offset < keep:
             block = self._file.pread(min(_REREAD_BYTES, keep - self.offset), self.offset)
             if not block:
-                raise OSError(f"file ended at {self.offset}, {keep} bytes were there")
+                raise OSError(f"the file ended at offset {self.offset}, {keep} bytes were there")
             self._hash.update(block)
             self.offset += len(block)
 
@@ -86,7 +86,10 @@ class IncomingFile:
         """Refuse early what can't fit; a disk that fills up later is reported by `write`."""
         missing, room = self._offer.size_bytes - self.offset, self._files.free_bytes(directory)
         if missing > room:
-            raise SnapshotStorageError(f"{self._path}: {missing} bytes are missing, the disk has room for {room}")
+            raise SnapshotStorageError(
+                f"{self._path}: {missing} bytes of the snapshot are missing, the disk has room for {room}: free some; the transfer is"
+                " tried again by itself"
+            )
 
     def write(self, offset: int, chunk: bytes) -> None:
         """Append a verified chunk, which must be the next of the plan."""
@@ -112,7 +115,10 @@ class IncomingFile:
         assert self.is_complete
         if self._hash.digest() != self._offer.sha256:
             self.close(keep=False)
-            raise SnapshotCorruptError(f"{self._path}: SHA-256 is {self._hash.hexdigest()}, {self._offer.sha256.hex()} was announced")
+            raise SnapshotCorruptError(
+                f"{self._path}: SHA-256 is {self._hash.hexdigest()}, {self._offer.sha256.hex()} was announced: the file is removed, and "
+                "the snapshot asked for again"
+            )
         metadata = self._offer.metadata
         final = names.received_path(self._path.parent, metadata.index, metadata.term)
         try:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from kvserver.storage.config import EngineConfig, EngineHooks
 from kvserver.storage.engine import Engine
 from kvserver.storage.errors import (
+    DAMAGE_ADVICE,
     DamagedRowError,
     StorageError,
     StorageNoSpaceError,
+    StoreDamagedError,
     StoreFailedError,
     StoreUnreadableError,
     ViewExpiredError,
@@ -21,6 +23,7 @@ from kvserver.storage.reader import LayeredReader, Reader
 from kvserver.storage.view import ReadView
 
 __all__ = [
+    "DAMAGE_ADVICE",
     "DamagedRowError",
     "Engine",
     "EngineConfig",
@@ -31,6 +34,7 @@ __all__ = [
     "StateGoneError",
     "StorageError",
     "StorageNoSpaceError",
+    "StoreDamagedError",
     "StoreFailedError",
     "StoreUnreadableError",
     "ViewExpiredError",

@@ -33,6 +33,7 @@ from kvserver.storage import batch, files
 from kvserver.storage.config import EngineConfig, EngineHooks
 from kvserver.storage.errors import StorageNoSpaceError, StoreFailedError, StoreUnreadableError
 from kvserver.storage.layer import ENTRY_OVERHEAD_BYTES, Layer
+from kvserver.storage.page_format import DescribeRow, describe_plainly
 from kvserver.storage.reader import LayeredReader
 from kvserver.storage.view import MAX_AGE_S, ReadView
 from kvserver.storage.waiting import wait, wake
@@ -135,9 +136,9 @@ class Engine:
             self._write_pending()
 
     def poison(self, cause: BaseException) -> None:
-        """What is in the active layer is half an entry: commit nothing any more."""
+        """What is in the active layer is half an entry: commit nothing any more. A FatalError says itself what it means to the operator."""
         if self._failure is None:
-            self._fail(StoreFailedError(self.path, cause))
+            self._fail(cause if isinstance(cause, FatalError) else StoreFailedError(self.path, cause))
 
     @property
     def durable_mark(self) -> int:
@@ -230,16 +231,17 @@ class Engine:
 
     # --- whole-file operations -----------------------------------------------------------------------------------------------------------
 
-    def copy_to(self, path: Path) -> None:
-        """Write a compact, consistent, fsynced copy of everything committed to the new file `path`. Blocking: call it in a thread.
+    def copy_to(self, path: Path, describe_row: DescribeRow = describe_plainly) -> None:
+        """Write a compact, consistent, fsynced, checked copy of everything committed to the new file `path`. Blocking: call it in a thread.
 
         Raises:
+            StoreDamagedError: a row or page is damaged; says where, rows in the words of `describe_row`.
             OSError: it exists or can't be written; nothing is left of it.
         """
         with self._copying:
             if self._closed:
                 raise StoreUnreadableError(self.path, "it is closed")
-            files.copy_env(self._env, path)
+            files.copy_env(self._env, path, self._table_names, describe_row)
 
     async def replace_with(self, source: Path, *, mark: int) -> None:
         """Replace the whole store by the verified copy `source` (same file system), drop what is buffered, and read on from it.

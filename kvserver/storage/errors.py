@@ -7,8 +7,16 @@ proves nothing afterwards (durability.md).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from kvserver.errors import CorruptError, FatalError, KvError
+from wal import guide
+
+DAMAGE_ADVICE: Final = (
+    "nothing was changed; `kvserver check` lists all the damage; in a cluster replace this member, restore a single node from a backup: "
+    f"{guide('corruption')}"
+)
+"""What to do about a damaged store; fits a cluster and a single node."""
 
 
 class StorageError(KvError):
@@ -39,19 +47,32 @@ class StoreFailedError(FatalError):
 
 
 class StoreUnreadableError(FatalError):
-    """The store's file can't be opened or isn't one of ours."""
+    """The store's file can't be opened or isn't one of ours. `reason` is the text without the file and without advice."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, advice: str = "") -> None:
         self.path = path
-        super().__init__(f"the store {path} can't be opened: {reason}")
+        self.reason = reason
+        super().__init__(f"the store {path} can't be opened: {reason}{f'; {advice}' if advice else ''}")
+
+
+class StoreDamagedError(StoreUnreadableError):
+    """Bytes of the store's file aren't what was written. `place` says where: file, offset and what, of the first such place; there are
+    `more`."""
+
+    def __init__(self, path: Path, what: str, offset_bytes: int | None = None, more: int = 0) -> None:
+        super().__init__(path, what)
+        self.offset_bytes = offset_bytes
+        at = "" if offset_bytes is None else f"at offset {offset_bytes}: "
+        text = f"{at}{what}{f' (and {more} more)' if more else ''}"
+        self.place = f"{path}: {text}"
+        self.args = (f"the store {path} is damaged: {text}; {DAMAGE_ADVICE}",)
 
 
 class DamagedRowError(CorruptError):
     """A row of the file isn't what was written: it is never served. To a client it is CorruptError; the text is for the log."""
 
     def __init__(self, path: str, table: int, key: bytes, reason: str) -> None:
-        super().__init__()
+        super().__init__(f"the row {key[:40].hex() or '(first)'} of table {table}", reason)
         self.table = table
         self.key = key
-        self.reason = reason
-        self.text = f"{path}: the row {key[:40].hex() or '(first)'} of table {table} {reason}"
+        self.text = f"{path}: {self.row} {reason}"

@@ -23,12 +23,14 @@ import errno
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import lmdb
 
-from kvserver.storage.errors import StoreUnreadableError
+from kvserver.storage.errors import StorageError, StoreDamagedError, StoreUnreadableError
+from kvserver.storage.page_format import DescribeRow, Faults, describe_plainly
 from kvserver.storage.pages import PageFile, check_all, check_pages
 from wal import Files
 
@@ -44,10 +46,7 @@ SPARE_TXNS: Final = 8
 
 NO_SPACE_CODES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PROBE_BYTES: Final = 1 << 20
-RESTORE: Final = (
-    "nothing was changed; `kvserver check` lists all the damage, restore this member from its peers or from a backup "
-    "(docs/operations/corruption.md)"
-)
+CHECK_DISK: Final = "check the disk, its free space and the permissions of the path"
 _MAP_UNIT_BYTES: Final = 1 << 16
 
 
@@ -83,7 +82,7 @@ def open_env(
             env.close()
             raise
     except (lmdb.Error, OSError) as error:
-        raise StoreUnreadableError(path, str(error)) from error
+        raise StoreUnreadableError(path, str(error), CHECK_DISK) from error
     if not existed:
         sync_directory(path.parent)
     return env, dbs
@@ -119,37 +118,34 @@ def read_only_env(path: Path, *, tables: int) -> lmdb.Environment:
     return env
 
 
-def check_structure(path: Path, tables: Sequence[bytes], *, every_row: bool = False) -> None:
+def check_structure(path: Path, tables: Sequence[bytes], *, every_row: bool = False, describe_row: DescribeRow = describe_plainly) -> None:
     """Read the file without LMDB: the frame of every page (1 s for a million rows); with `every_row` every row, too (4 s).
 
+    `describe_row` names a row in the text.
+
     Raises:
-        StoreUnreadableError: a page, or with `every_row` a row, isn't what was written.
+        StoreDamagedError: a page, or with `every_row` a row, isn't what was written.
+        StoreUnreadableError: the file can't be read.
     """
-    found = 0
-    first = ""
-
-    def report(offset_bytes: int, reason: str) -> None:
-        nonlocal found, first
-        found += 1
-        first = first or f"at offset {offset_bytes} {reason}"
-
-    with PageFile.open(path) as file:
+    faults = Faults()
+    with PageFile.open(path, describe_row) as file:
         try:
             if every_row:
-                check_all(file, tables, report)
+                check_all(file, tables, faults.report)
             else:
-                check_pages(file, tables, report)
+                check_pages(file, tables, faults.report)
         except OSError as error:
-            raise StoreUnreadableError(path, f"reading it failed: {error.strerror or error}") from error
-    if found:
-        raise StoreUnreadableError(path, f"it is damaged: {first}{f' (and {found - 1} more)' if found > 1 else ''}; {RESTORE}")
+            raise StoreUnreadableError(path, f"reading it failed: {error.strerror or error}", CHECK_DISK) from error
+    faults.raise_any(path)
 
 
-def copy_env(env: lmdb.Environment, path: Path) -> None:
-    """Write a compact, consistent, fsynced copy of what is committed to the new file `path`; blocks for as long as that takes.
+def copy_env(env: lmdb.Environment, path: Path, tables: Sequence[bytes], describe_row: DescribeRow = describe_plainly) -> None:
+    """Write a compact, consistent, fsynced copy of what is committed to the new file `path`, and check every row of it: no damage is
+    passed on. Blocks for as long as that takes (the check: 4 s per million rows).
 
     Raises:
         FileExistsError: `path` exists.
+        StoreDamagedError: the store is damaged; says where in the store. Nothing is left of the copy.
         OSError: it can't be written; nothing is left of it.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -159,12 +155,33 @@ def copy_env(env: lmdb.Environment, path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+        check_structure(path, tables, every_row=True, describe_row=describe_row)
+    except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+        path.unlink(missing_ok=True)
+        raise _located(env, tables, describe_row, f"it can't be copied: {error}") from error
+    except StoreDamagedError as error:
+        path.unlink(missing_ok=True)
+        raise _located(env, tables, describe_row, f"a copy of it is not sound: {error.reason}") from error
     except lmdb.Error as error:
         path.unlink(missing_ok=True)
         raise OSError(getattr(error, "code", errno.EIO), f"the copy of the store failed: {error}", str(path)) from error
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def _located(env: lmdb.Environment, tables: Sequence[bytes], describe_row: DescribeRow, otherwise: str) -> StoreDamagedError:
+    """Where the file of an open store is damaged, as committed; `otherwise` if all of it reads well. Blocks as `copy_env` does, with a read
+    transaction open."""
+    path = Path(os.fsdecode(env.path()))
+    faults = Faults()
+    with suppress(StorageError, StoreUnreadableError, OSError), env.begin() as txn, PageFile.at(path, txn.id(), describe_row) as file:
+        for tree in file.trees(tables, faults.report):
+            for _ in file.rows(tree, faults.report):
+                pass
+    if faults.count:
+        return StoreDamagedError(path, faults.reason, faults.offset_bytes, faults.count - 1)
+    return StoreDamagedError(path, otherwise)
 
 
 def prepare_replace(path: Path) -> OSError | None:

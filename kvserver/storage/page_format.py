@@ -16,7 +16,7 @@ Branch and leaf pages: 2-byte offsets of the nodes from 16 up to `lower`, nodes 
 4 overflow, 8 meta. Transaction t stands in meta page t % 2; the pages of t and t - 1 are left alone.
 
 Rules: nothing is believed: a meta page that is not exactly one, two that contradict each other, or a file that is shorter than they say is
-a StoreUnreadableError.
+a StoreDamagedError, which names the offset.
 
 Source: LMDB's mdb.c (structures MDB_page, MDB_meta, MDB_db, MDB_node).
 """
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
-from kvserver.storage.errors import StorageError, StoreUnreadableError
+from kvserver.storage.errors import StorageError, StoreDamagedError
 
 Report = Callable[[int, str], None]
 """Told the offset in the file and what is wrong there."""
@@ -70,6 +70,26 @@ def describe_plainly(table: int, key: bytes) -> str:
     return f"the row {key[:40].hex()} of table {table}"
 
 
+@dataclass(slots=True, kw_only=True)
+class Faults:
+    """A `Report` that keeps the first fault and counts the others."""
+
+    count: int = 0
+    offset_bytes: int = 0
+    reason: str = ""
+
+    def report(self, offset_bytes: int, reason: str) -> None:
+        """Take one."""
+        if not self.count:
+            self.offset_bytes, self.reason = offset_bytes, reason
+        self.count += 1
+
+    def raise_any(self, path: Path) -> None:
+        """Raise StoreDamagedError if there was one."""
+        if self.count:
+            raise StoreDamagedError(path, self.reason, self.offset_bytes, self.count - 1)
+
+
 class PageSet:
     """A set of page numbers, one bit each."""
 
@@ -99,8 +119,9 @@ class Row(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """What a walk has passed."""
+    """What a walk has passed. `is_whole` turns false when something was left out, because a page on the way is damaged."""
 
+    is_whole: bool = True
     branch_pages: int = 0
     leaf_pages: int = 0
     overflow_pages: int = 0
@@ -109,7 +130,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
-    """The head of a tree. `table` is its number for the seals, None of LMDB's own."""
+    """The head of a tree. `table` is its number for the seals, None of LMDB's own; `head_offset` is where the head stands in the file."""
 
     name: str
     table: int | None
@@ -120,6 +141,7 @@ class Tree:
     overflow_pages: int
     entries: int
     root: int
+    head_offset: int
 
 
 class StateGoneError(StorageError):
@@ -141,18 +163,18 @@ class MetaPage:
 
 
 def choose_meta(path: Path, descriptor: int, size_bytes: int, transaction: int | None) -> MetaPage:
-    """The meta page of that transaction, or of the newest. Raises StoreUnreadableError, StateGoneError, OSError."""
+    """The meta page of that transaction, or of the newest. Raises StoreDamagedError, StateGoneError, OSError."""
     head = os.pread(descriptor, _META_BYTES, 0)
     if size_bytes == 0 or len(head) < _META_BYTES:
-        raise StoreUnreadableError(path, f"it has {size_bytes} bytes: it is empty or was truncated; restore this member from its peers")
+        raise StoreDamagedError(path, f"the file ends within its meta page 0: it has {size_bytes} bytes, it was truncated", size_bytes)
     page_bytes = TREE_HEAD.unpack_from(head, 40)[0]
     if page_bytes not in _PAGE_SIZES:
-        raise StoreUnreadableError(path, "its first meta page is damaged, or it is no store; restore this member from its peers")
+        raise StoreDamagedError(path, "its meta page 0 is damaged, or this is no store", 0)
     metas = [_read_meta(path, descriptor, page, page_bytes) for page in range(META_PAGES)]
     first, second = (meta.transaction for meta in metas)
     if abs(first - second) > 1 or any(meta.transaction % 2 != page and meta.transaction for page, meta in enumerate(metas)):
-        raise StoreUnreadableError(
-            path, f"its meta pages contradict each other (transactions {first}, {second}); restore this member from its peers"
+        raise StoreDamagedError(
+            path, f"its meta pages, here and at offset {page_bytes}, contradict each other (transactions {first}, {second})", 0
         )
     if transaction is None:
         chosen = max(metas, key=lambda meta: meta.transaction)
@@ -176,16 +198,16 @@ def _read_meta(path: Path, descriptor: int, page: int, page_bytes: int) -> MetaP
         if (number, flags, magic, version) == (page, _META, _MAGIC, _VERSION) and TREE_HEAD.unpack_from(data, 40)[0] == page_bytes:
             return MetaPage(
                 page_bytes=page_bytes,
-                free=tree_of(FREE, None, data, 40),
-                names=tree_of(NAMES, None, data, 88),
+                free=tree_of(FREE, None, data, 40, page * page_bytes + 40),
+                names=tree_of(NAMES, None, data, 88, page * page_bytes + 88),
                 last_page=last_page,
                 transaction=transaction,
             )
-    raise StoreUnreadableError(path, f"its meta page {page} is damaged, or it is no store; restore this member from its peers")
+    raise StoreDamagedError(path, f"its meta page {page} is damaged, or this is no store", page * page_bytes)
 
 
-def tree_of(name: str, table: int | None, data: bytes, offset: int) -> Tree:
-    """The head of a tree at this offset."""
+def tree_of(name: str, table: int | None, data: bytes, offset: int, head_offset: int) -> Tree:
+    """The head of a tree at this offset of `data`, which is `head_offset` in the file."""
     _, flags, depth, branch_pages, leaf_pages, overflow_pages, entries, root = TREE_HEAD.unpack_from(data, offset)
     return Tree(
         name=name,
@@ -197,6 +219,7 @@ def tree_of(name: str, table: int | None, data: bytes, offset: int) -> Tree:
         overflow_pages=overflow_pages,
         entries=entries,
         root=root,
+        head_offset=head_offset,
     )
 
 

@@ -76,7 +76,8 @@ class PageFile:
         """The newest committed state of a file that nobody writes.
 
         Raises:
-            StoreUnreadableError: the file is missing, no store, shorter than it says, or its meta pages are damaged.
+            StoreUnreadableError: the file is missing or can't be read.
+            StoreDamagedError: its meta pages are damaged, or it is no store.
         """
         return cls._open(path, None, describe_row)
 
@@ -95,13 +96,13 @@ class PageFile:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise StoreUnreadableError(path, error.strerror or str(error)) from error
+            raise StoreUnreadableError(path, error.strerror or str(error), "check the path and its permissions") from error
         try:
             size_bytes = os.fstat(descriptor).st_size
             meta = choose_meta(path, descriptor, size_bytes, transaction)
         except OSError as error:
             os.close(descriptor)
-            raise StoreUnreadableError(path, error.strerror or str(error)) from error
+            raise StoreUnreadableError(path, error.strerror or str(error), "check the path and its permissions") from error
         except BaseException:
             os.close(descriptor)
             raise
@@ -133,12 +134,13 @@ class PageFile:
         tally = Tally()
         for row in self.rows(self.names, report, seen=seen, tally=tally):
             if row.key in tables and len(row.value) == TREE_HEAD.size:
-                found[row.key] = tree_of(row.key.decode(), tables.index(row.key), row.value, 0)
+                head_offset = row.offset + NODE_BYTES + len(row.key)
+                found[row.key] = tree_of(row.key.decode(), tables.index(row.key), row.value, 0, head_offset)
             else:
                 report(row.offset, f"the file holds a table {row.key!r} that is none of kvserver's")
         self.compare(self.names, tally, report)
         return [
-            found.get(name) or tree_of(name.decode(), number, TREE_HEAD.pack(0, 0, 0, 0, 0, 0, 0, NO_PAGE), 0)
+            found.get(name) or tree_of(name.decode(), number, TREE_HEAD.pack(0, 0, 0, 0, 0, 0, 0, NO_PAGE), 0, 0)
             for number, name in enumerate(tables)
         ]
 
@@ -155,10 +157,12 @@ class PageFile:
         """The rows from `start` on, in order, checked by the module's rules on the way. Without `with_rows` none: pages alone."""
         if tree.root == NO_PAGE:
             return
+        tally = tally or Tally()
         if not 0 < tree.depth <= MAX_DEPTH:
-            report(tree.root * self.page_bytes, f"the tree of {tree.name} claims a depth of {tree.depth}")
+            report(tree.head_offset, f"the tree of {tree.name} claims a depth of {tree.depth}")
+            tally.is_whole = False
             return
-        walk = _Walk(file=self, tree=tree, report=report, start=start, seen=seen, tally=tally or Tally(), with_rows=with_rows)
+        walk = _Walk(file=self, tree=tree, report=report, start=start, seen=seen, tally=tally, with_rows=with_rows)
         yield from walk.descend(tree.root, tree.depth, b"", None)
 
     def rows_unsealed(self, tree: Tree, report: Report) -> Iterator[Row]:
@@ -166,11 +170,13 @@ class PageFile:
         return self.rows(replace(tree, table=None), report)
 
     def compare(self, tree: Tree, tally: Tally, report: Report) -> None:
-        """Report where a whole walk found another number than the tree's head says."""
+        """Report where a walk found another number than the tree's head says. After a damaged page the numbers say nothing new."""
+        if not tally.is_whole:
+            return
         for name in ("branch_pages", "leaf_pages", "overflow_pages", "entries"):
             expected, found = getattr(tree, name), getattr(tally, name)
             if expected != found:
-                report(0, f"the tree of {tree.name} should have {expected} {name.replace('_', ' ')}, {found} were found")
+                report(tree.head_offset, f"the tree of {tree.name} should have {expected} {name.replace('_', ' ')}, {found} were found")
 
     def free_pages(self, report: Report, seen: PageSet) -> None:
         """Walk the list of free pages; none of them may be in use."""
@@ -377,6 +383,7 @@ class _Walk:
         return True
 
     def _bad(self, page: int, reason: str) -> None:
+        self.tally.is_whole = False
         self.report(page * self.file.page_bytes, reason)
 
     def _order(self, key: bytes) -> bytes:

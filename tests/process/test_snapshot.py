@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,9 +38,12 @@ def save(node: NodeProcess, path: Path) -> Path:
 
 def restore(node: NodeProcess, path: Path) -> None:
     """Restore to the node's (removed) data directory with the flags that it is started with."""
-    wanted = ("--name=", "--data-dir=", "--initial-cluster=", "--initial-advertise-peer-urls=")
-    ended = kvctl("snapshot", "restore", path, *(flag for flag in node.flags if flag.startswith(wanted)))
+    wanted = ("--name=", "--data-dir=", "--initial-cluster=", "--initial-cluster-token=", "--initial-advertise-peer-urls=")
+    flags = [flag for flag in node.flags if flag.startswith(wanted)]
+    ended = kvctl("snapshot", "restore", path, *flags)
     assert ended.returncode == 0, ended.stderr
+    has_token, is_alone = any("token" in flag for flag in flags), not any("," in flag for flag in flags)
+    assert ("Warning: no --initial-cluster-token" in ended.stderr) == (not has_token and not is_alone)
 
 
 def restore_and_start(sources: Sequence[tuple[NodeProcess, Path]]) -> None:
@@ -211,3 +215,44 @@ def test_members_with_other_data_form_no_cluster_with_a_restored_one(make_cluste
     )
     with pytest.raises(NodeStartError, match="is not ready"):
         first.wait_ready(timeout_s=0.0)
+
+
+def test_a_member_restored_a_second_time_is_refused_and_the_others_go_on(make_cluster, tmp_path: Path) -> None:
+    """The same file, the same token: the id is the same, and the member has forgotten what it voted and acknowledged."""
+    source: ProcessCluster = make_cluster(size=1)
+    source.start()
+    fill(source.nodes[0], 20)
+    path = save(source.nodes[0], tmp_path / "f")
+    source.stop()
+    cluster: ProcessCluster = make_cluster(flags=("--initial-cluster-token=restored-1",))
+    restore_and_start([(node, path) for node in cluster.nodes])
+    for node in cluster.nodes:
+        node.wait_ready()
+    first, second, again = cluster.nodes
+    revision = fill(first, 30)
+    again.kill()
+    shutil.rmtree(again.data_dir)
+    restore(again, path)
+    again.start(wait_ready=False)
+    assert again.wait_ended(WAIT_S) == 1
+    said = str(again.log_events("kvserver can't start")[-1]["reason"])
+    for words in (str(again.data_dir), "has already been bootstrapped", "was the snapshot restored a second time?"):
+        assert words in said
+    assert fill(second, 1) == revision + 1
+
+    # What the text says: remove it, add it anew, start it empty.
+    told = re.search(r"kvctl member remove ([0-9a-f]+)", said)
+    assert told is not None
+    endpoints = f"--endpoints={first.endpoint},{second.endpoint}"
+    for change in (("remove", told[1]), ("add", again.name, f"--peer-urls=http://127.0.0.1:{again.peer_port}")):
+        wait_until(lambda change=change: kvctl(endpoints, "member", *change).returncode == 0, "unhealthy cluster")  # type: ignore[misc]
+    shutil.rmtree(again.data_dir)
+    again.flags.append("--initial-cluster-state=existing")
+    again.start()
+    found = []
+    for node in (first, again):
+        calls = KvCalls(node.endpoint)
+        found.append(calls.pairs(b"key/"))
+        calls.close()
+    assert found[0] == found[1]
+    assert len(found[0]) == 30

@@ -193,3 +193,16 @@ def test_ready_without_changes_has_no_storage_work() -> None:
     found = member(1, async_storage_writes=True)
     assert not found.raw.has_ready()
     assert found.raw.ready().messages == []
+
+
+def test_what_is_committed_can_be_read_before_it_is_applied_and_before_it_is_durable_here() -> None:
+    follower = AsyncMember(1, [1, 2, 3])
+    entries = (entry(1, 1), entry(1, 2), entry(1, 3))
+    sent = Message(type=T.APP, from_=NodeId(2), to=NodeId(1), term=Term(1), entries=entries, commit=Index(2))
+    follower.raw.step(sent)
+    assert [each.index for each in follower.raw.committed_entries(Index(1), 1 << 20)] == [1, 2], "the third is not committed"
+    assert [each.index for each in follower.raw.committed_entries(Index(1), 1)] == [1], "at least one, and no more than fits"
+    assert follower.raw.committed_entries(Index(3), 1 << 20) == []
+    follower.collect()
+    follower.write()
+    assert [each.index for each in follower.raw.committed_entries(Index(2), 1 << 20)] == [2]

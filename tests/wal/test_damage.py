@@ -17,6 +17,7 @@ from wal import (
     Marker,
     Metadata,
     MetadataMismatchError,
+    OsFiles,
     SegmentError,
     Wal,
     WalError,
@@ -250,7 +251,10 @@ def test_duplicate_sequence_and_foreign_names_are_refused(kit, life):
     refused(kit, life, SegmentError, "under another one's name")
 
 
-@pytest.mark.parametrize(("offset_bytes", "error", "match"), [(0, SegmentError, "begin as a WAL"), (12, DamagedError, "header record")])
+@pytest.mark.parametrize(
+    ("offset_bytes", "error", "match"),
+    [(0, SegmentError, "at offset 0: .*begin as a WAL"), (12, DamagedError, "damaged at offset 0, behind index [1-9].*header record")],
+)
 def test_bit_flip_in_the_preamble_is_refused(kit, life, offset_bytes, error, match):
     kit.flip(kit.newest(life), offset_bytes)
     refused(kit, life, error, match)
@@ -258,7 +262,7 @@ def test_bit_flip_in_the_preamble_is_refused(kit, life, offset_bytes, error, mat
 
 def test_unknown_format_version_is_named(kit, life):
     kit.overwrite(kit.newest(life), 8, b"\x02\0\0\0")
-    assert refused(kit, life, FormatVersionError, "version 2").version == 2
+    assert refused(kit, life, FormatVersionError, "at offset 8: WAL format version 2").version == 2
 
 
 @pytest.mark.parametrize(
@@ -427,5 +431,28 @@ def test_directory_that_can_not_be_written_is_a_clear_error(kit, code):
 
 def test_every_error_is_a_wal_error_with_a_way_out(kit, life):
     kit.flip(kit.newest(life), 100)
-    with pytest.raises(WalError, match="restore this member from a snapshot"):
+    with pytest.raises(WalError, match=r"restore a single node, .* from a backup"):
         kit.reopen(life)
+
+
+@pytest.mark.parametrize("salt", [None, 7])
+def test_stale_records_behind_a_segments_end_are_refused_and_never_read(kit, tmp_path, monkeypatch, salt):
+    """What a stale spare could leave there: another log's records, at the very offsets where the next ones of this log would stand. Their
+    salt tells them; of the same salt, the chain."""
+    if salt is not None:
+        monkeypatch.setattr(OsFiles, "random_u32", lambda self: salt)
+    contents = []
+    for name, first in (("old", 1), ("new", 100)):
+        wal = Wal.create(tmp_path / name, kit.METADATA, segment_size_bytes=4096)
+        for index in range(1, 6 if name == "old" else 3):
+            wal.save([kit.entry(index, data=b"%030d" % (first + index))], kit.state(commit=index - 1), sync=True)
+        contents.append(kit.newest(tmp_path / name).read_bytes())
+        del wal  # a kill, so that no record of a clean close stands between
+    path = kit.newest(tmp_path / "new")
+    end = kit.records(path)[1].offset_bytes
+    assert contents[0][end : end + 32].strip(b"\0"), "a record of the old log begins there"
+    kit.overwrite(path, end, contents[0][end:])
+    seen = []
+    with pytest.raises(DamagedError, match=f"damaged at offset {end}, behind index 2"):
+        Wal.open(tmp_path / "new", kit.METADATA, seen.append, applied_index=Index(0), segment_size_bytes=4096)
+    assert [entry.index for entry in seen] == [1, 2]

@@ -417,3 +417,22 @@ def test_reading_holds_one_chunk_and_one_record(kit, directory):
     wal.close()
     assert seen == [200_000] * 40
     assert peak_bytes < 1_500_000
+
+
+@pytest.mark.parametrize("rest", ["a whole segment", "one byte at the end", "records alone"])
+def test_spare_that_is_not_blank_is_made_anew(kit, directory, wal, rest):
+    """Somebody moved a file there, or a restore of a backup did."""
+    wal.save(kit.entries(1, 5), kit.state(commit=3), sync=True)
+    wal.close()
+    old = kit.newest(directory).read_bytes()
+    planted = {"a whole segment": old, "one byte at the end": bytes(len(old) - 1) + b"\1", "records alone": bytes(64) + old[64:]}[rest]
+    (directory / "spare").write_bytes(planted)
+    wal, _, entries = kit.reopen(directory, segment_size_bytes=4096)
+    assert entries == kit.entries(1, 5)
+    assert wal.has_spare
+    assert (directory / "spare").read_bytes() == bytes(4096)
+    wal.save(kit.entries(6, 90), kit.state(commit=80), sync=True)  # several segments, the first one from the spare
+    del wal  # as a kill leaves it
+    wal, _, entries = kit.reopen(directory, segment_size_bytes=4096)
+    assert entries == kit.entries(1, 90)
+    wal.close()

@@ -6,8 +6,11 @@ in `kvserver.backup`, which is the server's side, and are loaded by name when th
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+import click
+
+from kvserver.cli.errors import CliError, ExitCode
 from kvserver.cli.flags import FlagOption
 from kvserver.cli.group import LazyCommand, LazyGroup
 from kvserver.cli.settings import GLOBAL_FLAGS
@@ -20,7 +23,19 @@ COMMANDS: Final = {
     "status": LazyCommand(module="kvserver.backup.commands", attribute="status", summary="Shows what a saved snapshot holds"),
 }
 
-snapshot = LazyGroup(
+
+class _SnapshotGroup(LazyGroup):
+    """The group; its commands take long and write files, so an interrupt is answered."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise CliError("interrupted before it was done; nothing half-made is left", ExitCode.INTERRUPTED) from None
+
+
+snapshot = _SnapshotGroup(
     "snapshot",
     COMMANDS,
     params=[FlagOption(flag, is_global=True) for flag in GLOBAL_FLAGS],

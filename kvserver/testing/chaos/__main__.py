@@ -1,6 +1,6 @@
 """Chaos on the command line (`make chaos`).
 
-    python -m kvserver.testing.chaos [--kills 200] [--rate 200] [--seed N] [--members 3] [--json FILE]    run, judge, summarize
+    python -m kvserver.testing.chaos [--kills 200] [--rate 250] [--seed N] [--members 3] [--json FILE]    run, judge, summarize
     python -m kvserver.testing.chaos check HISTORY [--json FILE]                                           judge a recorded run again
 
 Exit code: 0 if every promise was kept, 1 if one was broken (or a process was left over), 2 for wrong arguments, an unreadable history or a
@@ -81,7 +81,7 @@ def _run_parser() -> argparse.ArgumentParser:
         prog=_PROG, description="SIGKILLs and stopped leaders under load, and a judgement of everything heard."
     )
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs at least (default 200)")
-    parser.add_argument("--rate", type=float, default=200.0, help="acknowledged writes per second to aim at (default 200)")
+    parser.add_argument("--rate", type=float, default=250.0, help="acknowledged writes per second to aim at (default 250)")
     parser.add_argument("--seed", type=int, help="of faults and requests (default: a new one, which is printed)")
     parser.add_argument("--members", type=int, default=3, help="members of the cluster (default 3)")
     parser.add_argument("--clients", type=int, default=24, help="concurrent clients (default 24)")

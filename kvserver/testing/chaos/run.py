@@ -57,7 +57,7 @@ class Plan:
     seed: int
     kills: int = 200
     members: int = 3
-    load: Load = field(default_factory=lambda: Load(rate_per_s=200.0, clients=24, value_size_bytes=128))
+    load: Load = field(default_factory=lambda: Load(rate_per_s=250.0, clients=24, value_size_bytes=128))
     only: frozenset[FaultKind] = frozenset()
     program: Sequence[str] = ("-m", "kvserver")
     flags: Sequence[str] = SERVER_FLAGS

@@ -17,7 +17,7 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from kvserver import commands
-from kvserver.apply import Applier, Store
+from kvserver.apply import Applier, ApplyMetDamageError, Store
 from kvserver.commands import CommandKind, ProposalId
 from kvserver.errors import CorruptError, DeterministicError
 from kvserver.pb.rpc_pb2 import CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest
@@ -104,7 +104,7 @@ async def answers(store: Store) -> AsyncIterator[bytes]:
     for change in writes():
         try:
             yield apply(store, applier, change)
-        except CorruptError:
+        except ApplyMetDamageError:
             return  # apply stops for good
 
 

@@ -79,6 +79,7 @@ async def test_every_contradiction_is_named(machine: Any, harm: Callable[[Any], 
     harm(machine.store._engine)
     found = problems(machine)
     assert any(re.search(text, each) for each in found), found
+    assert len(found) == 1, "one damage is told once"
 
 
 async def test_compacted_tombstone_before_a_younger_put_is_no_contradiction(machine: Any) -> None:

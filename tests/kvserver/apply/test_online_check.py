@@ -11,7 +11,7 @@ import pytest
 from kvserver.apply import OnlineCheck, online_check
 from kvserver.mvcc.layout import KEY
 from kvserver.pb.rpc_pb2 import PutRequest
-from kvserver.storage import StoreUnreadableError
+from kvserver.storage import StoreDamagedError
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +94,13 @@ async def test_check_can_be_cancelled_anywhere_and_leaves_no_view(machine: Any) 
 
 async def test_damaged_copy_is_not_handed_out(machine: Any, tmp_path: Path) -> None:
     await filled(machine)
-    flip_in_file(machine.path, b"value" * 20 + b"33")
-    with pytest.raises(StoreUnreadableError, match=r"the row .* of table 1 fails its checksum"):
+    intact = b"value" * 20 + b"33"
+    damaged = bytes((intact[0] ^ 1,)) + intact[1:]
+    flip_in_file(machine.path, intact)
+    with pytest.raises(StoreDamagedError, match=r"the record of revision 35.0 fails its checksum") as raised:
         await asyncio.to_thread(machine.store.copy_to, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
-    assert "a copy of it is not sound" in machine.corrupt[0]
+    place = machine.path.read_bytes().rindex(damaged)
+    assert raised.value.offset_bytes is not None
+    assert place - 200 < raised.value.offset_bytes < place, "the place in the store's own file, not in the copy"
+    assert machine.corrupt == [raised.value.place]

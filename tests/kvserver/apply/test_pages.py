@@ -134,7 +134,7 @@ def test_damaged_page_is_found_named_and_refused(path: Path, harm: Damager, ever
     harm(path)
     found = damage(path, every_row=every_row)
     assert found
-    with pytest.raises(StoreUnreadableError, match=r"it is damaged: at offset \d+ .*kvserver check"):
+    with pytest.raises(StoreUnreadableError, match=r"is damaged: at offset \d+: .*kvserver check"):
         check_structure(path, TABLES, every_row=every_row)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvserver.apply import Store
+from kvserver.apply import ApplyMetDamageError, Store, reading
 from kvserver.apply import store as store_module
 from kvserver.errors import CompactedError, CorruptError, DeterministicError
 from kvserver.mvcc import META, TABLES
@@ -132,7 +132,7 @@ async def test_flipped_bit_is_never_served_and_reported(machine: Any, offset: in
 async def test_apply_that_meets_a_flipped_bit_stops_the_store_without_a_trace(machine: Any) -> None:
     machine.apply(PutRequest(key=b"a", value=b"value"))
     await flip_in_file(machine, pack_revision(2, 0), 50)
-    with pytest.raises(CorruptError):
+    with pytest.raises(ApplyMetDamageError):
         machine.apply(PutRequest(key=b"a", prev_kv=True))
     await machine.reopen()
     assert machine.store.applied_index == 1
@@ -198,7 +198,7 @@ async def test_tombstone_at_the_compacted_revision_goes_with_the_next_compaction
 
 
 async def test_hash_that_a_compaction_overtakes_is_refused(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "HASH_SLICE", 2)
+    monkeypatch.setattr(reading, "HASH_SLICE", 2)
     for number in range(20):
         machine.apply(PutRequest(key=b"k%d" % number))
     hashing = asyncio.create_task(machine.store.hash_kv())

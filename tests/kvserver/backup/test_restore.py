@@ -210,7 +210,7 @@ def test_a_restored_member_that_lost_store_or_wal_is_refused_not_founded_anew(sa
 def test_a_copied_store_file_is_taken_only_when_asked_for(saved: Saved, config: MakeConfig, tmp_path: Path) -> None:
     copied = tmp_path / "db"
     copied.write_bytes(saved.path.read_bytes()[:-32])
-    with pytest.raises(SnapshotFileError, match=r"has no checksum behind it: .*--skip-hash-check"):
+    with pytest.raises(SnapshotFileError, match=r"no checksum of 32 behind them: .*--skip-hash-check"):
         restore(order(copied, config("a")), ignore)
     restored = restore(order(copied, config("a"), skip_hash_check=True), ignore)
     with_checksum = restore(order(saved, config("b"), skip_hash_check=True), ignore)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kvserver.backup import SnapshotFileError, examine, summarize
+from kvserver.backup import RestoreOrder, SnapshotFileError, examine, restore, summarize
+from kvserver.config import ServerConfig
 from tests.kvserver.backup.conftest import Saved, make_saved
 
 FLIPS = 150
@@ -86,4 +88,33 @@ def test_what_is_no_snapshot_is_refused_by_its_name(tmp_path: Path, saved: Saved
         (Path("/dev/null"), "is not a plain file"),
     ):
         with pytest.raises(SnapshotFileError, match=f"{path}: .*{text}"):
+            summarize(path)
+
+
+@pytest.mark.parametrize("added", [1, 31, 512, 480, 4096])
+def test_bytes_that_were_added_are_said_to_be_and_where(saved: Saved, tmp_path: Path, added: int) -> None:
+    path, whole = tmp_path / "long", saved.path.read_bytes()
+    path.write_bytes(whole + b"x" * added)
+    text = f"{added} too many: something was added behind its end at offset {len(whole)};"
+    with pytest.raises(SnapshotFileError, match=text) as refused:
+        summarize(path)
+    assert "truncated" not in str(refused.value)
+
+
+def test_one_text_for_a_missing_checksum(saved: Saved, tmp_path: Path, config: Callable[..., ServerConfig]) -> None:
+    path = tmp_path / "no checksum"
+    path.write_bytes(saved.path.read_bytes()[:-32])
+    with pytest.raises(SnapshotFileError) as from_status:
+        summarize(path)
+    with pytest.raises(SnapshotFileError) as from_restore:
+        restore(RestoreOrder(snapshot=path, config=config()), lambda step, done, total: None)
+    assert str(from_status.value) == str(from_restore.value)
+    assert "no checksum of 32 behind them" in str(from_status.value)
+
+
+def test_a_file_that_was_cut_says_how_long_it_was(saved: Saved, tmp_path: Path) -> None:
+    path, whole = tmp_path / "short", saved.path.read_bytes()
+    for keep in (len(whole) - 1, len(whole) - 512, 4096 * 3 + 32):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(SnapshotFileError, match=f"it has {keep} bytes of {len(whole)}: it was cut short"):
             summarize(path)

@@ -76,7 +76,7 @@ def test_a_port_that_is_not_grpc_says_so_and_does_not_hang(unused_endpoint: str)
         done = run(f"--endpoints={endpoint}", "--dial-timeout=400ms", "get", "k")
     assert done.returncode == 2
     said = done.stderr.decode().removeprefix(f"Error: cannot connect: {endpoint}: ")
-    assert said in ("timed out\n", "accepts connections but does not speak gRPC\n")
+    assert said in ("timed out\n", "accepts connections but does not answer: it hangs or is overloaded\n")
 
 
 def test_no_endpoints_is_exit_code_2() -> None:
@@ -201,3 +201,61 @@ def test_the_next_endpoint_serves_when_the_first_is_down(etcd: Any, unused_endpo
     assert status.returncode == 1
     assert status.stdout.startswith(etcd.endpoint.encode())
     assert status.stderr == f"Failed to get the status of endpoint {dead} (cannot connect: connection refused)\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        (["help", "put"], b"Usage: kvctl put [flags] <key>"),
+        (["--endpoints=x:1", "help", "put"], b"Usage: kvctl put [flags] <key>"),
+        (["--endpoints", "x:1", "--hex", "help", "member", "add"], b"Usage: kvctl member add [flags]"),
+        (["member", "help", "add"], b"Usage: kvctl member add [flags]"),
+        (["member", "help"], b"Usage: kvctl member [flags]"),
+        (["--hex", "help"], b"Usage: kvctl [flags] [COMMAND]"),
+    ],
+)
+def test_help_is_a_command_at_every_level_and_behind_flags(arguments: list[str], usage: bytes) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(usage)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_snapshot_that_is_interrupted_says_so_in_one_line(unused_endpoint: str, tmp_path: Path, number: signal.Signals) -> None:
+    host, _, port = unused_endpoint.partition(":")
+    target = str(tmp_path / "f")
+    command = [*KVCTL, f"--endpoints={unused_endpoint}", "--dial-timeout=60s", "snapshot", "save", target]
+    with (
+        socket.create_server((host, int(port))),
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 20
+            while not (tmp_path / "f.part").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(number)
+            said = process.communicate(timeout=20)[1].decode().splitlines()
+        finally:
+            process.kill()
+    assert process.returncode == (130 if number is signal.SIGINT else 143)
+    assert [line for line in said if not line.startswith("{")] == ["Error: interrupted before it was done; nothing half-made is left"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_snapshot_restore_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    """The interrupt comes while the content is copied."""
+    program = (
+        "import signal, sys\n"
+        "from kvserver.backup import restoring\n"
+        "def copy(*arguments):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "restoring._copy = copy\n"
+        "from kvserver.cli.main import run\n"
+        "sys.exit(run(sys.argv[1:]))\n"
+    )
+    (tmp_path / "snapshot").write_bytes(bytes(512))
+    arguments = ["snapshot", "restore", str(tmp_path / "snapshot"), f"--data-dir={tmp_path}/data"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, env=environment(), timeout=60, check=False)
+    said = [line for line in done.stderr.decode().splitlines() if not line.startswith("{")]
+    assert (done.returncode, said) == (130, ["Error: interrupted before it was done; nothing half-made is left"])
+    assert os.listdir(tmp_path) == ["snapshot"]

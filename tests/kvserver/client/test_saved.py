@@ -45,6 +45,11 @@ def test_every_truncation_is_noticed(length: int) -> None:
 
 
 def test_what_is_wrong_is_said() -> None:
-    for data, text in ((b"", "it is empty"), (SAVED[:-1], "truncated"), (SAVED[:-512], "it is damaged"), (b"x" * 32, "truncated")):
+    for data, text in (
+        (b"", "it is empty"),
+        (SAVED[:-1], "missing or were added"),
+        (SAVED[:-512], "it is damaged"),
+        (b"x" * 32, "missing or were added"),
+    ):
         with pytest.raises(DamagedSnapshotError, match=text):
             seen(data, []).check()

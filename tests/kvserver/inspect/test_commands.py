@@ -82,10 +82,10 @@ def segment(root: Path, position: int = 0) -> Path:
 def test_sound_directory_is_sound_and_untouched(directory: Path, look: Run) -> None:
     before = content_of(directory)
     code, said, _ = look("wal", directory)
-    assert (code, "Verdict: sound; a server would start" in said, "previous checksum ok" in said) == (0, True, True)
+    assert (code, "Verdict: the log is sound; a server would start" in said, "previous checksum ok" in said) == (0, True, True)
     assert "offset" not in said, "records are shown when asked for"
     code, said, _ = look("check", directory)
-    assert (code, said.splitlines()[-1]) == (0, "Sound.")
+    assert (code, said.splitlines()[-1]) == (0, "Verdict: sound; a server would start")
     assert content_of(directory) == before
 
 
@@ -105,9 +105,9 @@ def test_both_speak_json_lines(directory: Path, look: Run) -> None:
 
 
 def test_records_can_be_chosen_by_index(directory: Path, look: Run) -> None:
-    _, said, _ = look("wal", directory, "--json", "--from", 10, "--to", 12)
+    _, said, _ = look("wal", directory, "--json", "--records", "--from", 10, "--to", 12)
     assert [each["index"] for each in lines(said) if each["kind"] == "record"] == [10, 11, 12]
-    _, said, _ = look("wal", directory, "--from", LAST)
+    _, said, _ = look("wal", directory, "--records", "--from", LAST)
     assert f"index {LAST} term 2" in said
     assert f"index {LAST - 1} term 2" not in said
 
@@ -133,7 +133,10 @@ def test_damaged_store_is_marked_with_file_and_offset(directory: Path, look: Run
     content[place] ^= 1
     store.write_bytes(content)
     code, said, _ = look("check", directory, "--json")
-    problem = lines(said)[0]
+    told = lines(said)
+    problem = told[0]
+    assert [each["kind"] for each in told] == ["problem", "note", "summary"], "one damage is told once"
+    assert "a server would start, and refuse to serve what is damaged" in told[-1]["verdict"]
     assert code == 1
     assert problem["file"] == str(store)
     assert place - 200 < problem["offset"] < place
@@ -231,3 +234,10 @@ def test_help_names_every_option(look: Run) -> None:
         assert code == 0
         assert all(option in said for option in options)
     assert "kvserver wal DATA-DIR" in look("--help")[1]
+
+
+def test_help_without_dashes_and_unknown_commands(look: Run) -> None:
+    code, said, error = look("foo", "--json")
+    assert (code, said) == (2, "")
+    assert error.startswith("kvserver: unknown command 'foo'\nusage: kvserver [flags]")
+    assert look("help") == look("--help")

@@ -229,3 +229,20 @@ def test_what_a_snapshot_changed_is_logged_alarm_by_alarm() -> None:
     assert lines.take() == [("alarm raised before this start", "NOSPACE", "1"), ("alarm raised before this start", "NOSPACE", "2")]
     log.note((alarm(2, NOSPACE), alarm(3, 77)))
     assert lines.take() == [("alarm raised", "77", "3"), ("alarm disarmed", "NOSPACE", "1")]
+
+
+async def test_hastening_begins_an_attempt_anew_that_would_have_taken_long(log: Logger) -> None:
+    cluster = FakeCluster()
+    cluster.free.clear()
+    raiser = cluster.raiser(log)
+    raiser.raise_alarm(CORRUPT)
+    await cluster.asked.wait()
+    cluster.asked.clear()
+    raiser.hasten(0.5)
+    await cluster.asked.wait()
+    raiser.raise_alarm(CORRUPT)
+    assert not await raiser.wait_raised(CORRUPT, deadline_s=soon(0.01))
+    assert len(cluster.proposed) == 2, "the attempt that was given up takes the memory of the new one along"
+    cluster.free.set()
+    assert await raiser.wait_raised(CORRUPT, deadline_s=soon())
+    assert len(cluster.proposed) == 2

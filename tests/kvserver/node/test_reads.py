@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from kvserver.errors import NoLeaderError, RequestTimeoutError, StoppedError
+from kvserver.errors import CorruptError, NoLeaderError, RequestTimeoutError, StoppedError
 from kvserver.node import reads as reads_module
 from kvserver.node.reads import Reads
 from raft.types import Index
@@ -143,3 +143,21 @@ async def test_a_confirmed_read_that_waits_for_apply_hears_of_the_stop() -> None
     sink.applied[12].cancel()  # as the driver does when it stops
     with pytest.raises(StoppedError):
         await task
+
+
+async def test_reads_stop_with_the_error_that_is_given_wherever_they_wait() -> None:
+    sink = FakeSink()
+    reads = make(sink)
+    confirmed = begin(reads)
+    await turn()
+    reads.resolve(sink.contexts[0], Index(12))
+    in_round = begin(reads)
+    await turn()
+    waiting = begin(reads)
+    await turn()
+    reads.stop(CorruptError)
+    for task in (confirmed, in_round, waiting, begin(reads)):
+        with pytest.raises(CorruptError):
+            await task
+    sink.applied[12].set_result(None)
+    await turn()
