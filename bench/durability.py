@@ -1,11 +1,11 @@
 """`make bench-durability`: what durability costs, and that it leaves the event loop free.
 
 1. fdatasyncs per 1,000 puts of 256 B at 100 concurrent on a single node: how many proposals share one.
-2. The lateness of the leader's event loop (`bench/lag_server.py`, a probe every 5 ms): idle, during 1 MB puts by 8 writers, and while a
-   snapshot of `--snapshot-mb` is made and streamed to a member that was away, beside a light load. What counts is each p99 less that of
-   the idle loop in the same run.
+2. The lateness of event loops (`bench/lag_server.py`, a probe every 5 ms): the leader's idle, during 1 MB puts by `--writers`, and while a
+   snapshot of `--snapshot-mb` is made and streamed to a member that was away, beside a light load; and that of the member that receives
+   and installs it, from the moment it listens until it serves. What counts is each p99 less that of the leader's idle loop in the same run.
 
-    python bench/durability.py [--snapshot-mb 1000] [--seconds 20] [--json bench/out/durability.json]
+    python bench/durability.py [--snapshot-mb 1000] [--seconds 20] [--writers 8] [--json bench/out/durability.json]
 """
 
 from __future__ import annotations
@@ -107,23 +107,23 @@ def put_all(endpoint: str, first: int, count: int, writers: int, until_s: float 
     return done
 
 
-def measure_lag(directory: Path, ports: PortAllocator, *, snapshot_mb: int, seconds: float) -> list[Lag]:
-    """The three phases on a cluster of three."""
+def measure_lag(directory: Path, ports: PortAllocator, *, snapshot_mb: int, seconds: float, writers: int) -> list[Lag]:
+    """The phases on a cluster of three; the last one on two members."""
     with ProcessCluster(directory, size=3, ports=ports, flags=["--quota-backend-bytes=8000000000"]) as cluster:
         for node in cluster.nodes:
             node.program = (str(HERE / "lag_server.py"), str(directory / f"{node.name}.lag"))
         cluster.start()
         leader = cluster.leader()
         samples = directory / f"{leader.name}.lag"
-        spans: list[tuple[str, float, float]] = []
+        spans: list[tuple[Path, str, float, float]] = []
 
         began_s = time.monotonic()
         time.sleep(seconds)  # the phase itself: nothing is asked of the cluster
-        spans.append(("idle", began_s, time.monotonic()))
+        spans.append((samples, "idle", began_s, time.monotonic()))
 
         began_s = time.monotonic()
-        put_all(leader.endpoint, 0, 1 << 20, writers=8, until_s=began_s + seconds)
-        spans.append(("1 MB puts, 8 writers", began_s, time.monotonic()))
+        put_all(leader.endpoint, 0, 1 << 20, writers=writers, until_s=began_s + seconds)
+        spans.append((samples, f"1 MB puts, {writers} writers", began_s, time.monotonic()))
 
         away = next(node for node in cluster.nodes if node is not leader)
         away.stop()
@@ -132,13 +132,15 @@ def measure_lag(directory: Path, ports: PortAllocator, *, snapshot_mb: int, seco
         with AcknowledgedWriters([leader.endpoint], prefix=b"light/", writers=1):
             away.start(wait_ready=False)
             away.wait_ready(CATCH_UP_TIMEOUT_S)  # it is ready when it has applied its own entry, behind the snapshot
-        spans.append((f"snapshot of {written} MB and more, light puts", began_s, time.monotonic()))
+        ended_s = time.monotonic()
+        spans.append((samples, f"snapshot of {written} MB and more, light puts: the leader", began_s, ended_s))
+        spans.append((directory / f"{away.name}.lag", "the same: the member that installs it", began_s, ended_s))
         if not away.log_events("applied snapshot"):
             raise RuntimeError("the member caught up without a snapshot")
         if cluster.leader().name != leader.name:
             raise RuntimeError("leadership moved during the run")
         time.sleep(2)  # the probe writes its last samples
-        return [lag_of(samples, *span) for span in spans]
+        return [lag_of(*span) for span in spans]
 
 
 def main() -> int:
@@ -146,12 +148,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--snapshot-mb", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--writers", type=int, default=8, help="of the 1 MB puts")
     parser.add_argument("--json", type=Path, default=HERE / "out" / "durability.json")
     options = parser.parse_args()
     ports = PortAllocator()
     with tempfile.TemporaryDirectory() as directory:
         shared = measure_fsyncs(Path(directory) / "fsyncs", ports)
-        lags = measure_lag(Path(directory) / "lag", ports, snapshot_mb=options.snapshot_mb, seconds=options.seconds)
+        lags = measure_lag(
+            Path(directory) / "lag", ports, snapshot_mb=options.snapshot_mb, seconds=options.seconds, writers=options.writers
+        )
     for name, value in shared.items():
         print(f"{name}: {value}")
     print("\n| phase | samples | p50 ms | p99 ms | p99 less idle | max ms |\n|---|---|---|---|---|---|")

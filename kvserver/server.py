@@ -4,7 +4,8 @@ Order: addresses are looked at first (a port in use is found before anything is 
 tells the truth early), and when the cluster has accepted the member the client port opens and the log says `ready to serve client
 requests`.
 
-Rules: one root TaskGroup owns what runs beside the parts; SIGTERM and SIGINT begin an orderly stop, one that comes `FORCIBLE_AFTER_S` later
+Rules: one root TaskGroup owns what runs beside the parts; SIGTERM and SIGINT begin an orderly stop, also of a start that is under way
+(a large store takes a while to check; exit code 0, nothing has happened), one that comes `FORCIBLE_AFTER_S` later
 ends the process at once (a disk that hangs can hold up an orderly stop for as long as it likes); a fatal error of the node ends the
 process with exit code 1 and one line that says why.
 """
@@ -90,7 +91,10 @@ class Server:
         self._log.info("starting kvserver", version=__version__, name=config.name, data_dir=str(config.data_dir))
         if config.memory_budget_bytes:
             self._log.info("memory budget", **limits_in_force(config))
-        node = await Node.start(config, metrics=self._metrics, log=self._log, files=self._files)
+        node = await self._start_node()
+        if node is None:
+            self._log.info("stopped before the member ran")
+            return 0
         http: HttpServer | None = None
         grpc: GrpcServer | None = None
         api: Api | None = None
@@ -105,6 +109,19 @@ class Server:
             if api is not None:
                 api.health.set_serving(False)
             await self._stop(node, grpc, http)
+
+    async def _start_node(self) -> Node | None:
+        """The running member; None if a stop was asked for first. Raises KvError: it can't start."""
+        starting = asyncio.create_task(Node.start(self._config, metrics=self._metrics, log=self._log, files=self._files), name="start")
+        asked = asyncio.create_task(self._stop_asked.wait(), name="wait-stop")
+        try:
+            await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+            if not starting.done():
+                starting.cancel()
+                await asyncio.wait([starting])
+        return None if starting.cancelled() else starting.result()
 
     def _build_api(self, node: Node) -> Api:
         facts, clock = ClusterFacts(node, self._config), SystemClock()

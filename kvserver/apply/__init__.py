@@ -7,7 +7,7 @@ from kvserver.apply.applier import AppliedResult, Applier, OutOfOrderError, Unre
 from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import inspect
 from kvserver.apply.membership import MemberChange, MemberChangeKind, change_members, decode_change, encode_change
-from kvserver.apply.meta import Membership
+from kvserver.apply.meta import Membership, Meta
 from kvserver.apply.online_check import OnlineCheck
 from kvserver.apply.quota import LEASE_COST_BYTES, PUT_OVERHEAD_BYTES, fits, put_cost_bytes, txn_cost_bytes
 from kvserver.apply.reading import HashResult
@@ -25,6 +25,7 @@ __all__ = [
     "MemberChange",
     "MemberChangeKind",
     "Membership",
+    "Meta",
     "OnlineCheck",
     "OutOfOrderError",
     "RevisionTooLargeError",

@@ -5,7 +5,7 @@ Rules
 - Each entry ends in one `end_entry`: its effects, its index and its term reach the disk in one transaction or not at all.
 - A refusal that every member reaches alike (DeterministicError) is a result like any other; whatever else is raised means that this member
   can't go on without parting from the others: it propagates and stops the node. What an alarm refuses is such a result, too.
-- Damage that an entry meets in the store becomes a ApplyMetDamageError, which says where and what to do; the store is not read any more.
+- Damage that an entry meets in the store becomes an ApplyMetDamageError, which says where and what to do; the store is not read any more.
 - An entry at or below the applied index is never applied again; the caller skips those.
 """
 

@@ -7,9 +7,8 @@ from typing import Self
 
 from kvserver.errors import CorruptError, FatalError
 from kvserver.mvcc import describe_row
-from kvserver.storage import DamagedRowError
+from kvserver.storage import DAMAGE_ADVICE, DamagedRowError
 from kvserver.types import Index
-from wal import guide
 
 
 class ApplyMetDamageError(FatalError):
@@ -30,7 +29,7 @@ class ApplyMetDamageError(FatalError):
         self.index = index
         super().__init__(
             f"the store {path} is damaged: {row} {reason}; entry {index}, which needs it, can't be applied, and a restart would meet the "
-            f"same damage: `kvserver check DATA-DIR` lists all of it; how to replace this member: {guide('corruption')}"
+            f"same damage; {DAMAGE_ADVICE}"
         )
 
     @classmethod

@@ -9,17 +9,35 @@ from google.protobuf.message import DecodeError
 from kvserver.apply import meta
 from kvserver.apply.meta import Meta
 from kvserver.mvcc import META, TABLES, describe_row
-from kvserver.storage import DamagedRowError, LayeredReader, StoreDamagedError, StoreUnreadableError, check_structure, read_only_env
+from kvserver.storage import (
+    Checking,
+    DamagedRowError,
+    LayeredReader,
+    StoreDamagedError,
+    StoreUnreadableError,
+    check_structure,
+    read_only_env,
+)
 from raft.types import SnapshotMetadata
 
 
-def inspect(path: Path) -> Meta:
-    """Read the meta of a store that nobody has open: a copy.
+def inspect(path: Path, checking: Checking | None = None) -> Meta:
+    """Check the pages of a store that nobody has open (a copy), and read its meta. Blocking: seconds for a GB.
 
     Raises:
         StoreUnreadableError: not an intact store.
+        CheckStoppedError: `checking` was stopped.
     """
-    check_structure(path, TABLES, describe_row=describe_row)
+    check_structure(path, TABLES, describe_row=describe_row, checking=checking)
+    return inspect_checked(path)
+
+
+def inspect_checked(path: Path) -> Meta:
+    """Read the meta of a store that nobody has open and whose pages were checked just before. Blocking for some page reads.
+
+    Raises:
+        StoreUnreadableError: it has none, or another format's.
+    """
     env = read_only_env(path, tables=len(TABLES))
     try:
         try:

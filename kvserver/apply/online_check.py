@@ -93,7 +93,11 @@ class OnlineCheck:
     async def _slice(self, thread: ThreadPoolExecutor, work: Callable[[ReadView, Snapshot], T]) -> T:
         """Run a piece of work on a view of its own, then rest."""
         while True:
-            view, state = self._store.read_view()
+            try:
+                view, state = self._store.read_view()
+            except ViewExpiredError:
+                await asyncio.sleep(MIN_REST_S)  # a snapshot takes the store's place at this moment
+                continue
             future = thread.submit(_on_view, work, view, state)
             try:
                 result, took_s = await asyncio.wrap_future(future)

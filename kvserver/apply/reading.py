@@ -47,8 +47,8 @@ class ThreadedReads:
         """Answer a range as of one state not older than the call. Raises as `execute_range`, and RequestTimeoutError: the view expired."""
         loop = asyncio.get_running_loop()
         async with self._slots:
-            view, state = self._make_view()
             try:
+                view, state = self._make_view()
                 return await loop.run_in_executor(self._threads, _range, view, state, request)
             except ViewExpiredError as error:
                 raise RequestTimeoutError from error
@@ -65,8 +65,8 @@ class ThreadedReads:
         more = True
         while more:
             async with self._slots:
-                view, now = self._make_view()
                 try:
+                    view, now = self._make_view()
                     more = await loop.run_in_executor(self._threads, _hash_slice, view, now, hasher)
                 except ViewExpiredError as error:
                     raise RequestTimeoutError from error

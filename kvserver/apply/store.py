@@ -1,13 +1,15 @@
 """The state machine's store: engine, mvcc and meta as one thing, which is also what a snapshot is.
 
-Purpose: opens the file, keeps what the node asks for at hand (applied index and term, configuration, members, revisions, sizes), drives the
-removal work of compactions, and copies and replaces the whole.
+Purpose: opens the file, keeps what the node asks for at hand (applied index and term, configuration, members, revisions, sizes), and copies
+and replaces the whole.
 
 Rules
 - Every applied entry ends with `end_entry`, which writes index, term and revision next to the entry's data: one batch, one transaction.
 - Only the Applier (and `bootstrap`, and the removal slices) writes. All methods belong to the loop, except `copy_to` (any thread) and what
   runs on views.
 - Large reads leave the loop: `read` tries within a budget of keys and otherwise runs on a view in a small thread pool.
+- A read sees one whole state, also while a snapshot takes the store's place: on the loop the old one until the turn in which the new one
+  is in force; in a thread it ends with RequestTimeoutError, and may be tried again.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from typing import Final
 from kvserver.apply import meta
 from kvserver.apply.alarms import Alarms, encode_alarms
 from kvserver.apply.errors import ApplyMetDamageError
-from kvserver.apply.inspection import damaged, inspect, position_of, read_meta
+from kvserver.apply.inspection import damaged, inspect, inspect_checked, position_of, read_meta
 from kvserver.apply.meta import Membership, Meta
 from kvserver.apply.reading import READ_THREADS, HashResult, ThreadedReads
-from kvserver.apply.removal_waiters import RemovalWaiters
+from kvserver.apply.removal import Removal
 from kvserver.errors import CorruptError, RequestError, StoppedError
 from kvserver.mvcc import META, TABLES, KvHash, Mvcc, RangeTooLargeError, Snapshot, describe_row
 from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse, TxnRequest, TxnResponse
@@ -44,8 +46,6 @@ from wal import Files, OsFiles
 OS_FILES: Final = OsFiles()
 SCAN_BUDGET: Final = 500
 """Keys that a range may touch on the loop: about 2 ms."""
-COMPACTION_SLICE: Final = 200
-"""Changes that one turn of a compaction's removal looks at: about 2 ms."""
 NEWEST: Final = Revision(0)
 
 
@@ -63,9 +63,7 @@ class Store:
         self._threads = ThreadPoolExecutor(READ_THREADS, "store-read")
         self._threaded_reads = ThreadedReads(self.read_view, self._threads)
         self._refusal: type[RequestError] | None = None
-        self._slice_handle: asyncio.Handle | None = None
-        self._removal = RemovalWaiters()
-        self._on_compacted: Callable[[Revision], None] | None = None
+        self._removal = Removal(engine, lambda: self._index)
         self._closed = False
         self._initialised = False
         self._index = self._opened_index = Index(0)
@@ -85,19 +83,21 @@ class Store:
         hooks: EngineHooks | None = None,
         on_corrupt: Callable[[str], None] = _ignore,
         system: Files = OS_FILES,
+        checked: bool = False,
     ) -> Store:
-        """Open or create the store in the file `path`, on the running loop.
+        """Open or create the store in the file `path`, on the running loop. Blocks while the file is checked, unless that was done.
 
         Args:
             on_corrupt: told (from any thread) which record failed its checksum.
             system: through what the file is replaced when a snapshot is installed.
+            checked: the caller has run `check_structure` over the file just now.
 
         Raises:
             StoreUnreadableError: not a store, truncated, of another format, or not accessible.
         """
         hooks = hooks or EngineHooks()
         hooks.on_damage = lambda table, key, reason: on_corrupt(f"{path}: {describe_row(table, key)} {reason}")
-        engine = Engine.open(path, tables=TABLES, config=config, hooks=hooks, system=system)
+        engine = Engine.open(path, tables=TABLES, config=config, hooks=hooks, system=system, checked=checked)
         try:
             return cls(engine, on_corrupt)
         except BaseException:
@@ -208,10 +208,6 @@ class Store:
         if index > self._durable_index:
             await self._engine.wait_durable(index)
 
-    def allow_commit_through(self, index: Index) -> None:
-        """The WAL holds all entries up to `index`: batches up to it may be committed. Never called: batches wait for nothing."""
-        self._engine.allow_commit_through(index)
-
     # --- reading -------------------------------------------------------------------------------------------------------------------------
 
     def range(self, request: RangeRequest) -> RangeResponse:
@@ -241,6 +237,7 @@ class Store:
         """The present state for another thread: a view, which the caller closes, and the snapshot that reads through it.
 
         Raises:
+            ViewExpiredError: the store is just being replaced, or closed; try again.
             CorruptError, StoppedError: an entry failed half-way; what it wrote is not for readers.
         """
         self._check_readable()
@@ -318,21 +315,18 @@ class Store:
         """An entry failed half-way: what it wrote must never be committed nor read. The store takes no more, and answers no reads."""
         is_damaged = isinstance(cause, ApplyMetDamageError)
         self._refusal = CorruptError if is_damaged else StoppedError
-        self._stop_removal()
-        if is_damaged:
-            self._removal.get_stuck()
+        self._removal.stop(is_damaged=is_damaged)
         self._engine.poison(cause)
 
     # --- compaction ----------------------------------------------------------------------------------------------------------------------
 
     def on_compacted(self, callback: Callable[[Revision], None] | None) -> None:
         """Have `callback` told when a compaction's removal is complete, and through which revision."""
-        self._on_compacted = callback
+        self._removal.on_finished = callback
 
     def start_removal(self) -> None:
         """Begin (or go on with) removing what compaction made unreachable, in slices between entries."""
-        if self._slice_handle is None and not self._closed and self._refusal is None and self.mvcc.compactor.pending:
-            self._slice_handle = self._loop.call_soon(self._remove_slice)
+        self._removal.start()
 
     async def wait_compacted(self, revision: Revision) -> None:
         """Return when the removal for a compaction at `revision` is complete (a `physical` compaction), committed or not.
@@ -340,64 +334,54 @@ class Store:
         Raises:
             CorruptError: the removal met damage.
         """
-        if self.mvcc.compactor.finished < revision:
-            await self._removal.wait(revision)
-
-    def _stop_removal(self) -> None:
-        if self._slice_handle is not None:
-            self._slice_handle.cancel()
-            self._slice_handle = None
-
-    def _remove_slice(self) -> None:
-        self._slice_handle = None
-        if self._closed or not self.mvcc.compactor.pending:
-            return
-        if not self._engine.has_room:
-            self._engine.request_commit()
-            self._slice_handle = self._loop.call_later(0.01, self._remove_slice)
-            return
-        try:
-            more = self.mvcc.compactor.run_slice(COMPACTION_SLICE)
-            self._engine.end_entry(self._index)
-        except CorruptError:
-            self._removal.get_stuck()  # reported; nothing is removed behind the damage until the member is restored
-            return
-        except Exception as error:
-            self._engine.poison(error)
-            raise
-        if more:
-            self._slice_handle = self._loop.call_soon(self._remove_slice)
-        finished = Revision(self.mvcc.compactor.finished)
-        self._removal.advance(finished)
-        if not more and self._on_compacted is not None:
-            self._on_compacted(finished)
+        await self._removal.wait(revision)
 
     # --- the whole -----------------------------------------------------------------------------------------------------------------------
 
     def copy_to(self, path: Path) -> SnapshotMetadata:
         """Write a consistent copy of what is committed to the new file `path`; returns the position of the copy, read back from it.
 
-        Every row of the copy is checked: no damage is passed on. Blocking: call it in a thread. Raises OSError, StoreUnreadableError;
-        StoreDamagedError says where in this store's file the damage is, and has been reported.
+        No damage is passed on: one walk over the copy looks at every page and every row of it (its order, its seal, that it is reached
+        once, the counts). A second walk would find nothing that this one did not, so the position is read without. What happens to the
+        file afterwards shows in its SHA-256, and in the check before it is installed. Blocking: call it in a thread.
+
+        Raises:
+            OSError: it can't be written.
+            StoreUnreadableError: the store is closed, or the copy holds no state.
+            StoreDamagedError: says where in this store's file the damage is, and has been reported; nothing is left of the copy.
         """
         try:
             self._engine.copy_to(path, describe_row)
         except StoreDamagedError as error:
             self.report_corrupt(error.place)
             raise
-        return position_of(inspect(path))
+        return position_of(inspect_checked(path))
 
-    async def install(self, path: Path) -> SnapshotMetadata:
-        """Verify the copy `path`, then replace everything by it; it must lie on the store's file system and is moved away.
+    async def install(self, path: Path, found: Meta | None = None) -> SnapshotMetadata:
+        """Replace everything by the copy `path`; it must lie on the store's file system and is moved away.
+
+        Reads go on meanwhile, the file work is a thread's. Cancelled, either the old store goes on or the new one is in force, whole.
+
+        Args:
+            found: what `inspect` said of the file just before; None: that is done here.
 
         Raises:
             StoreUnreadableError: it is no intact store; this one goes on unchanged.
+            FatalError: the files could not be exchanged; this store takes no more.
         """
-        found = await self._loop.run_in_executor(self._threads, inspect, path)
-        await self._engine.replace_with(path, mark=found.index)
-        self._stop_removal()
-        self._load()
-        self._engine.hooks.on_durable(found.index)
+        if found is None:
+            found = await self._loop.run_in_executor(self._threads, inspect, path)
+        index = found.index
+
+        def take_up() -> None:
+            self._load()
+            self._engine.hooks.on_durable(index)
+
+        self._removal.pause()
+        try:
+            await self._engine.replace_with(path, mark=index, on_swapped=take_up)
+        finally:
+            self._removal.resume()
         return position_of(found)
 
     async def close(self, *, commit: bool = True) -> None:
@@ -405,8 +389,7 @@ class Store:
         if self._closed:
             return
         self._closed = True
-        self._stop_removal()
-        self._removal.cancel()
+        self._removal.close()
         await self._engine.close(commit=commit)
         await self._loop.run_in_executor(None, functools.partial(self._threads.shutdown, wait=True))
 
@@ -425,5 +408,4 @@ class Store:
             self.mvcc = Mvcc(self._engine, current_revision=state.revision, on_corrupt=self.report_corrupt)
         except DamagedRowError as error:
             raise damaged(self._engine.path, error) from error
-        self._removal.advance(Revision(self.mvcc.compactor.finished))
-        self.start_removal()
+        self._removal.load(self.mvcc.compactor)

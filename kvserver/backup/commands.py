@@ -25,6 +25,7 @@ from kvserver.cli.progress import Progress
 from kvserver.cli.run import settings_of, write, write_error
 from kvserver.config import ConfigError, Run, ServerConfig, parse
 from kvserver.node.bootstrap import DEFAULT_CLUSTER_TOKEN
+from wal import guide
 
 STATUS_HELP: Final = """Verifies a saved snapshot and shows what it holds.
 
@@ -52,9 +53,9 @@ RESTORE_FLAGS: Final = (
     Flag(name="mark-compacted", kind="bool", help="mark all revisions up to the raised one as compacted (with --bump-revision only)"),
 )
 
-REUSED_TOKEN: Final = """Warning: no --initial-cluster-token was given, so every such restore of this snapshot founds the same cluster.
+REUSED_TOKEN: Final = f"""Warning: no --initial-cluster-token was given, so every such restore of this snapshot founds the same cluster.
 Members of an earlier one that still run, or come back, would count as members of this one, with other data. Stop them for good, or
-restore all members again with a token that was never used before (docs/operations/backup-and-restore.md).
+restore all members again with a token that was never used before ({guide("backup-and-restore")}).
 """
 
 _PARSED: Final = ("data-dir", "wal-dir", "name", "initial-cluster", "initial-cluster-token", "initial-advertise-peer-urls")

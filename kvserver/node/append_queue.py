@@ -8,7 +8,8 @@ Rules
 - A commit index alone is a hint (it is learned anew after a restart), so it waits for the next entries, at most `COMMIT_DELAY_S`: one
   trip to the thread less for every write.
 - The window takes the entries over when they are durable, before raft hears of it.
-- An installed snapshot is a batch of its own: the installer runs, and only then the responses leave.
+- An installed snapshot is a batch of its own: the installer runs, and only then the responses leave. A stop cuts it short, wherever it is:
+  it may be waiting for disk space for as long as there is none, and the next start finishes or forgets it (transfers.py).
 - A save that finds no space for a new WAL segment is *held*: its batch is kept and saved again every `RETRY_S` until it succeeds; what
   comes meanwhile queues up behind it (raft bounds how much), and `on_held` is told. Nothing of it is acknowledged until then.
 - A save that fails otherwise is fatal: nothing it carried is acknowledged (durability.md: a retry of fsync proves nothing).
@@ -98,12 +99,12 @@ class AppendQueue:
             self._start()
 
     async def wait_idle(self) -> None:
-        """Return when what is being written now is done (before the files are closed). What is held for want of space is given up: nobody
-        was told of it."""
+        """Return when what is being written now is done (before the files are closed). What is held for want of space, and an install, is
+        given up: nobody was told of it."""
         self._is_closing = True
         if self._retry is not None:
             self._give_up()
-        elif self._is_held and self._install_task is not None:
+        elif self._install_task is not None:
             self._install_task.cancel()
         if not self._is_running and not self._failed and self._known_state != self._saved_state:
             self._run_save(AppendBatch(messages=[], entries=[], hard_state=self._known_state))

@@ -119,7 +119,8 @@ class Parts:
     apply_queue: ApplyQueue
     releaser: WalReleaser
     worker: Worker
-    snapshot_executor: ThreadPoolExecutor
+    copy_executor: ThreadPoolExecutor
+    chunk_executor: ThreadPoolExecutor
     backups: Backups
 
 
@@ -151,11 +152,13 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
     origin, store, config, metrics = ground.origin, ground.store, ground.config, ground.metrics
     random = Random(secrets.randbits(64))
     incarnation = secrets.randbits(63)
-    worker, executor = Worker("wal"), ThreadPoolExecutor(1, "snapshot")
+    worker = Worker("wal")
+    # Two: while a copy is taken, which takes minutes of a large store, chunks of others are sent and received.
+    copying, chunks = ThreadPoolExecutor(1, "snapshot-copy"), ThreadPoolExecutor(1, "snapshot-chunks")
     book = PeerBook()
     handler = _make_handler(ground, events, book)
-    copies = SnapshotCopies(ground.directory.snap, store.copy_to, executor, files=ground.directory.files)
-    transport = _make_transport(ground, handler, copies, executor, random, incarnation)
+    copies = SnapshotCopies(ground.directory.snap, store.copy_to, copying, io=chunks, files=ground.directory.files)
+    transport = _make_transport(ground, handler, copies, chunks, random, incarnation)
     hooks = DriverHooks(
         on_leader=events.note_leader,
         on_read_state=lambda context, index: reads.resolve(context, index),  # noqa: PLW0108 - made after the driver
@@ -194,11 +197,12 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
             on_fatal=events.fail,
         ),
         worker=worker,
-        snapshot_executor=executor,
+        copy_executor=copying,
+        chunk_executor=chunks,
         backups=Backups(
             store=store,
             copies=copies,
-            executor=executor,
+            executor=chunks,
             directory=ground.directory.snap,
             files=ground.directory.files,
             log=ground.log,
@@ -216,19 +220,18 @@ def _make_handler(ground: Ground, events: Events, book: PeerBook) -> NodePeerHan
         book=book,
         metrics=ground.metrics,
         log=ground.log,
-        files=ground.directory.files,
     )
 
 
 def _make_transport(
-    ground: Ground, handler: NodePeerHandler, copies: SnapshotCopies, executor: ThreadPoolExecutor, random: Random, incarnation: int
+    ground: Ground, handler: NodePeerHandler, copies: SnapshotCopies, chunks: ThreadPoolExecutor, random: Random, incarnation: int
 ) -> Transport:
     origin, snap = ground.origin, ground.directory.snap
     files = ground.directory.files
     return Transport(
         Identity(cluster_id=origin.cluster_id, member_id=origin.member_id, server_version=__version__, incarnation=incarnation),
         handler,
-        snapshots=SnapshotParts(directory=snap, copies=copies, executor=executor, files=files),
+        snapshots=SnapshotParts(directory=snap, copies=copies, executor=chunks, files=files),
         logger=ground.log,
         random=random,
         options=TransportOptions(

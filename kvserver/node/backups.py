@@ -1,7 +1,7 @@
 """Copies of the store for clients that save it.
 
-Purpose: what stands behind Maintenance.Snapshot: a copy in a file, made and read on the snapshot thread, shared with whoever needs one of
-the same state, gone as soon as nobody reads it.
+Purpose: what stands behind Maintenance.Snapshot: a copy in a file, made on the copying thread and read on that of the chunks, shared with
+whoever needs one of the same state, gone as soon as nobody reads it.
 
 Rules
 - What was acknowledged before the call is in the copy: it is committed to the store's file first (it was only in the WAL and in memory).
@@ -24,14 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from kvserver.errors import (
-    CorruptError,
-    FatalError,
-    RequestTimeoutError,
-    SnapshotFailedError,
-    SnapshotNoRoomError,
-    TooManyRequestsError,
-)
+from kvserver.apply import ApplyMetDamageError
+from kvserver.errors import CorruptError, FatalError, RequestTimeoutError, SnapshotFailedError, SnapshotNoRoomError, TooManyRequestsError
 from kvserver.logs import Logger
 from kvserver.snapshot import OutgoingFile, SnapshotCopies, SnapshotCopy, SnapshotCopyError, SnapshotStorageError, run_to_end
 from kvserver.storage import StoreDamagedError
@@ -122,7 +116,7 @@ class Backups:
                     self.log.info("sending database snapshot to client", total_bytes=copy.size_bytes, index=copy.metadata.index)
                     yield OpenCopy(copy=copy, file=file, executor=self.executor, log=self.log)
                 finally:
-                    file.close()  # the name is still there, so this frees nothing and is quick
+                    await run_to_end(self.executor, file.close)
             except SnapshotStorageError as error:
                 raise self._failed(error) from error
             finally:
@@ -149,6 +143,8 @@ class Backups:
                 await self.store.commit()
         except TimeoutError:
             raise RequestTimeoutError from None
+        except ApplyMetDamageError as error:
+            raise CorruptError from error
         except FatalError as error:
             raise self._failed(error) from error
         try:

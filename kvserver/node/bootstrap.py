@@ -21,10 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from kvserver.apply import Store, inspect
+from kvserver.apply import Store
 from kvserver.config import ServerConfig
 from kvserver.errors import KvError
 from kvserver.logs import Logger
@@ -35,9 +36,10 @@ from kvserver.node.directory import DataDirectory
 from kvserver.node.joining import ask_cluster, has_forgotten, has_taken_part
 from kvserver.node.log_window import LogWindow
 from kvserver.node.membership import cluster_id, conf_state_of, initial_members
+from kvserver.node.opening import inspect_received
 from kvserver.node.window_loader import WindowLoader
-from kvserver.snapshot import cleanup, list_received, remove_received
-from kvserver.storage import StoreDamagedError
+from kvserver.snapshot import cleanup, list_received, remove_received, run_to_end
+from kvserver.storage import StoreDamagedError, StoreUnreadableError
 from kvserver.types import ClusterId, ConfState, Member, NodeId
 from raft.types import HardState, Index, Term
 from wal import WAY_OUT, Marker, Metadata, Recovered, Wal, guide, read_metadata
@@ -64,7 +66,7 @@ class Origin:
 
 
 async def begin(config: ServerConfig, directory: DataDirectory, store: Store, limits: WindowLimits, log: Logger) -> Origin:
-    """Start from `directory`, whose store is open. Blocks for as long as the WAL takes to read."""
+    """Start from `directory`, whose store is open. The WAL is read in a thread: a signal is heard meanwhile."""
     removed = cleanup(directory.snap, files=directory.files)
     if removed:
         log.info("removed unfinished snapshot files of an earlier run", count=len(removed))
@@ -155,7 +157,8 @@ async def _restart(config: ServerConfig, directory: DataDirectory, store: Store,
     metadata = read_metadata(directory.wal, files=directory.files)
     _check_same_cluster(config, directory.root, store, metadata)
     loader = WindowLoader(store.applied_index, limits)
-    wal, recovered = Wal.open(
+    read = partial(
+        Wal.open,
         directory.wal,
         metadata,
         loader,
@@ -164,6 +167,7 @@ async def _restart(config: ServerConfig, directory: DataDirectory, store: Store,
         files=directory.files,
         segment_size_bytes=config.wal_segment_bytes,
     )
+    wal, recovered = await run_to_end(None, read, discard=lambda opened: opened[0].close())
     if recovered.repaired is not None:
         log.warning("repaired the end of the WAL", what=recovered.repaired)
     try:
@@ -263,8 +267,8 @@ async def _finish_install(directory: DataDirectory, store: Store, marker: Marker
     if received is None:
         raise BootstrapError(refusals.snapshot_missing(marker, directory.store, store.applied_index, directory.snap))
     try:
-        found = inspect(received)
-    except KvError as error:
+        found = await inspect_received(received, log)
+    except StoreUnreadableError as error:
         place = error.place if isinstance(error, StoreDamagedError) else error
         raise BootstrapError(
             f"the WAL says that a snapshot at index {marker.index} was installed, but the received file is damaged: {place}. "
@@ -275,7 +279,7 @@ async def _finish_install(directory: DataDirectory, store: Store, marker: Marker
             f"the received snapshot {received} holds a store at index {found.index} (term {found.term}), but the WAL says index "
             f"{marker.index} (term {marker.term}): put the right file back; if there is none, {WAY_OUT}"
         )
-    await store.install(received)
+    await store.install(received, found)
     log.info("applied snapshot", index=marker.index, resumed=True)
 
 

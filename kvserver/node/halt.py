@@ -18,6 +18,7 @@ Rules
 - At most `limit_s` for the alarm (`GIVE_AWAY_S` of it before leadership is handed over: a leader whose uncommitted tail is full takes no
   proposal, and its successor does), and twice the time of a handover. While that lasts, what is committed and not applied adds to the
   window.
+- A snapshot that arrives meanwhile is not installed: a store that has failed takes nothing more.
 - An alarm that is committed and disarmed in the same stretch of log is proposed again at every start: the operator disarmed too early.
 """
 

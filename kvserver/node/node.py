@@ -4,7 +4,7 @@ Purpose: starts and stops the parts in the right order, and is what `api` and `m
 
 Rules
 - Start: lock, store, WAL, core, peers, clock; then the member publishes its name and client URLs, which proves that it takes part in a
-  quorum.
+  quorum. Cancelled on the way, what is open is closed again, and nothing of it has happened.
 - Stop: hand leadership over (at most `HANDOVER_S`), refuse what waits, close the peers, let the write under way finish, commit the store.
 - A fatal error (a failed fsync, an apply that could not have failed) is reported once through `wait_failed`; nothing is acknowledged
   afterwards. Damage that apply meets in the store is fatal, too, but first the cluster is told (`halt`).
@@ -31,6 +31,7 @@ from kvserver.node.directory import OS_FILES, DataDirectory, open_data_directory
 from kvserver.node.forwarding import ForwardKind, answer_promote
 from kvserver.node.halt import Halt, HaltParts
 from kvserver.node.handover import HandOver
+from kvserver.node.opening import open_store
 from kvserver.node.space_watch import NO
 from kvserver.pb import internal_pb2
 from kvserver.peer import PeerRequestRefusedError
@@ -141,7 +142,9 @@ class Node:
                 on_commit_seconds=metrics.backend_commit_seconds.observe,
                 on_no_space=at_start.append,
             )
-            store = Store.open(directory.store, config=engine_config(config), hooks=hooks, on_corrupt=corruption.report, system=files)
+            store = await open_store(
+                directory.store, config=engine_config(config), hooks=hooks, on_corrupt=corruption.report, files=files, log=log
+            )
             origin = await bootstrap.begin(config, directory, store, window_limits(config), log)
             node = cls(config, directory, store, origin, metrics=metrics, log=log)
             hooks.on_durable = node.note_durable
@@ -213,7 +216,8 @@ class Node:
         self._parts.apply_queue.stop()
         async with AsyncExitStack() as last_first:  # each step runs, whatever the others raise
             last_first.callback(self._directory.close)
-            last_first.callback(self._parts.snapshot_executor.shutdown)
+            last_first.callback(self._parts.copy_executor.shutdown)
+            last_first.callback(self._parts.chunk_executor.shutdown)
             last_first.push_async_callback(self._parts.worker.stop)
             last_first.push_async_callback(self._close_wal)
             last_first.push_async_callback(self.store.close)

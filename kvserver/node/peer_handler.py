@@ -17,13 +17,10 @@ from kvserver.metrics import Metrics
 from kvserver.node.driver import Driver
 from kvserver.node.peers import PeerBook
 from kvserver.peer import Refusal, RefusedError, SnapshotOutcome
-from kvserver.snapshot import discard, size_bytes
 from kvserver.types import ClusterId, Member, NodeId
 from raft.messages import Message
 from raft.types import Index, SnapshotMetadata
-from wal import Files, OsFiles
 
-OS_FILES: Final = OsFiles()
 JOIN_PAGE: Final = "/kvserver/cluster"
 """What a joining member reads from those that are there (joining.py)."""
 
@@ -44,7 +41,6 @@ class NodePeerHandler:
         book: PeerBook,
         metrics: Metrics,
         log: Logger,
-        files: Files = OS_FILES,
     ) -> None:
         self._cluster_id = cluster_id
         self._members = members
@@ -53,7 +49,6 @@ class NodePeerHandler:
         self._book = book
         self._metrics = metrics
         self._log = log
-        self._files = files
         self.driver: Driver | None = None
         self.admit: Callable[[Message], Message | None] = lambda message: message
         self.answer: Callable[[NodeId, int, bytes], Awaitable[bytes]] | None = None
@@ -142,15 +137,15 @@ class NodePeerHandler:
         self._book.unpin(to)
         asyncio.get_running_loop().call_later(pause_s, partial(self._driver().report_snapshot, to, delivered=False))
 
-    def on_snapshot_received(self, message: Message, path: Path) -> None:
-        """A whole, durable snapshot: raft decides whether it is news. The file of one that it did not take has no other use."""
-        self._metrics.snapshot_received_bytes.add(size_bytes(path, files=self._files))
+    def on_snapshot_received(self, message: Message, path: Path, size_bytes: int) -> bool:
+        """A whole, durable snapshot: raft decides whether it is news. The file of one that it did not take has no other use (False)."""
+        del path  # its name says its position, and so does the message: the installer looks for it there
+        self._metrics.snapshot_received_bytes.add(size_bytes)
         self._log.info("received database snapshot", sender=f"{message.from_:x}")
         driver = self._driver()
         assert message.snapshot is not None
         driver.step(message, Index(0))
-        if driver.raw.pending_snapshot_index != message.snapshot.metadata.index:
-            discard(self._files, path)
+        return driver.raw.pending_snapshot_index == message.snapshot.metadata.index
 
     def _driver(self) -> Driver:
         assert self.driver is not None, "the transport starts after the driver"

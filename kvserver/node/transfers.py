@@ -7,7 +7,8 @@ Rules
 - Receiving: the file is whole and durable before raft sees the message; a file that raft does not want is removed.
 - Installing, in this order: the file proves to be an intact store; everything committed before is applied; the WAL's marker (with hard
   state) is durable; the store is swapped; the window begins behind the snapshot. A crash after the marker is finished at the next start
-  (`bootstrap`), a crash before it leaves a file that is removed.
+  (`bootstrap`), a crash before it leaves a file that is removed. An install that is cancelled (by a stop) ends as by a crash.
+- All that touches files runs in threads; the loop serves meanwhile, from the old store until the new one takes its place.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from kvserver.apply import inspect
-from kvserver.errors import FatalError, KvError
+from kvserver.apply import Meta
+from kvserver.errors import FatalError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node.apply_queue import ApplyQueue
 from kvserver.node.log_window import LogWindow
+from kvserver.node.opening import inspect_received
 from kvserver.snapshot import discard, list_received, remove_received
+from kvserver.storage import StoreUnreadableError
 from raft.messages import Message
 from raft.types import HardState, Index, SnapshotMetadata, Term
 from wal import Files, Marker, OsFiles
@@ -40,7 +43,7 @@ class MarkerWriter(Protocol):
 class InstallableStore(Protocol):
     """What installing needs of the store."""
 
-    async def install(self, path: Path) -> SnapshotMetadata: ...
+    async def install(self, path: Path, found: Meta) -> SnapshotMetadata: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,36 +72,34 @@ class Installer:
         """
         assert message.snapshot is not None
         metadata = message.snapshot.metadata
-        received = self._find(metadata.index, metadata.term)
-        await self._check(received, metadata.index)
+        received = await asyncio.to_thread(self._find, metadata.index, metadata.term)
+        found = await self._inspect(received, metadata.index)
         await self.apply_queue.wait_idle()
         marker = Marker(metadata.index, metadata.term)
         await self.write(partial(self.wal.save_marker, marker, hard_state))
-        await self.store.install(received)
+        await self.store.install(received, found)
         self.window.reset(metadata.index, metadata.term)
         self.metrics.snapshots_received.add()
         self.log.info("applied snapshot", index=metadata.index, term=metadata.term)
         self.on_installed(metadata)
-        remove_received(self.directory, metadata.index, files=self.files)  # the installed one has moved into place
+        # The installed one has moved into place; what is left is older.
+        await asyncio.to_thread(remove_received, self.directory, metadata.index, files=self.files)
 
-    async def _check(self, received: Path, index: Index) -> None:
+    async def _inspect(self, received: Path, index: Index) -> Meta:
         """Look into the file before the marker commits this member to it; a damaged one is removed, and the next start asks for another."""
-        await asyncio.to_thread(_check_content, self.files, received, index)
+        try:
+            found = await inspect_received(received, self.log)
+        except StoreUnreadableError:
+            await asyncio.to_thread(discard, self.files, received)
+            raise
+        if found.index != index:
+            await asyncio.to_thread(discard, self.files, received)
+            raise FatalError(f"the snapshot at index {index} holds a store at index {found.index}: it was removed; start this member again")
+        return found
 
     def _find(self, index: Index, term: Term) -> Path:
+        """The received file. Blocking. Raises FatalError."""
         for found in list_received(self.directory, files=self.files):
             if (found.index, found.term) == (index, term):
                 return found.path
         raise FatalError(f"the snapshot at index {index}, term {term} was received, but its file is not in {self.directory}")
-
-
-def _check_content(files: Files, received: Path, index: Index) -> None:
-    """Raise KvError, and remove the file, unless it is an intact store at `index`. Blocking."""
-    try:
-        found = inspect(received)
-    except KvError:
-        discard(files, received)
-        raise
-    if found.index != index:
-        discard(files, received)
-        raise FatalError(f"the snapshot at index {index} holds a store at index {found.index}: it was removed; start this member again")

@@ -7,6 +7,8 @@ Rules
 - Of one sender, the newest connection wins: an older transfer is ended first, and what it verified is kept for the new one to go on from.
 - A transfer without a whole frame for `stall_timeout_s` ends; so does one whose disk fails, and the sender hears why.
 - After an error the sender hangs up first (bounded), so that it can read the reason.
+- From the last chunk to the decision about the file one transfer follows the other: two senders of the same snapshot end at the same file,
+  and what one of them is told to remove must not be what the other was told to keep.
 
 Bounds: one transfer per sender; memory holds a frame in the connection and the chunk being written; the file is written on a thread.
 """
@@ -14,8 +16,9 @@ Bounds: one transfer per sender; memory holds a frame in the connection and the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from kvserver.errors import KvError
@@ -27,14 +30,16 @@ from kvserver.peer.handshake import RemoteIdentity
 from kvserver.peer.snapshot_options import SnapshotOptions
 from kvserver.peer.stream import FrameStream, ReceivedFrame
 from kvserver.peer.tasks import TaskBag
-from kvserver.snapshot import IncomingFile, SnapshotCorruptError, SnapshotError, SnapshotStorageError, plan, run_to_end
+from kvserver.snapshot import IncomingFile, SnapshotCorruptError, SnapshotError, SnapshotStorageError, discard, plan, run_to_end
 from kvserver.types import NodeId
 from raft.messages import Message
 from wal import Files
 
-SnapshotTaker = Callable[[Message, Path], None]
-"""Gets a snapshot message and the verified, durable file that belongs to it; the file is the taker's from then on. On the loop; must not
-block. A KvError says that it isn't wanted: the file is removed and the sender hears the text."""
+SnapshotTaker = Callable[[Message, Path, int], bool]
+"""Gets a snapshot message, the verified, durable file that belongs to it, and its size in bytes. On the loop; must not block.
+
+True: the file is the taker's from then on. False: all is well but the file is of no use, and is removed here, on the thread. A KvError says
+that it isn't wanted: it is removed likewise, and the sender hears the text."""
 
 
 class SnapshotReceiver:
@@ -61,6 +66,7 @@ class SnapshotReceiver:
         self._tasks = tasks
         self._logger = logger
         self._active: dict[NodeId, asyncio.Task[None]] = {}
+        self._deciding = asyncio.Lock()
 
     @property
     def buffer_bytes(self) -> int:
@@ -90,8 +96,8 @@ class SnapshotReceiver:
             await asyncio.wait([previous])
         transfer = _Reception(stream, sender, self._self_id, self._directory, self._files, self._executor, self._options)
         try:
-            message, path = await transfer.run()
-            failure = await self._hand_over(message, path, transfer)
+            async with transfer.filled() as (message, incoming), self._deciding:
+                failure = await self._hand_over(message, await transfer.finish(), incoming)
         except ConnectionClosedError:
             self._logger.info("snapshot transfer cut off", peer_id=f"{sender:x}", received_bytes=transfer.received_bytes)
             return
@@ -105,13 +111,15 @@ class SnapshotReceiver:
             stream.write(snapshot_frames.result_frame(failure, transfer.received_bytes))
             await stream.wait_hangup(self._options.hangup_timeout_s)
 
-    async def _hand_over(self, message: Message, path: Path, transfer: _Reception) -> str:
+    async def _hand_over(self, message: Message, path: Path, incoming: IncomingFile) -> str:
         """Give the file away; returns why it isn't wanted, or an empty text."""
         try:
-            self._take(message, path)
+            is_taken = self._take(message, path, incoming.offset)
         except KvError as error:
-            await run_to_end(self._executor, transfer.withdraw)
+            await run_to_end(self._executor, incoming.withdraw)
             return str(error) or type(error).__name__
+        if not is_taken:
+            await run_to_end(self._executor, lambda: discard(self._files, path))
         return ""
 
 
@@ -138,8 +146,10 @@ class _Reception:
         self._incoming: IncomingFile | None = None
         self.received_bytes = 0
 
-    async def run(self) -> tuple[Message, Path]:
-        """The message and the durable file. Raises FrameError, SnapshotError, TimeoutError, ConnectionClosedError."""
+    @asynccontextmanager
+    async def filled(self) -> AsyncIterator[tuple[Message, IncomingFile]]:
+        """The message and its file with every chunk in it, closed at the end of the block. Raises FrameError, SnapshotError, TimeoutError,
+        ConnectionClosedError."""
         message, offer = snapshot_frames.read_header(await self._receive(), sender=self._sender, receiver=self._self_id)
         plan.check_offer(offer, max_size_bytes=self._options.max_size_bytes)
         incoming = await run_to_end(
@@ -153,17 +163,12 @@ class _Reception:
         keep = True
         try:
             await self._fill(incoming)
-            return message, await self._finish(incoming)
+            yield message, incoming
         except (SnapshotStorageError, SnapshotCorruptError):
             keep = False
             raise
         finally:
             await run_to_end(self._executor, lambda: incoming.close(keep=keep))
-
-    def withdraw(self) -> None:
-        """Remove the file that this transfer made: it isn't wanted. Blocking."""
-        if self._incoming is not None:
-            self._incoming.withdraw()
 
     async def _receive(self) -> ReceivedFrame:
         async with asyncio.timeout(self._options.stall_timeout_s):
@@ -179,8 +184,10 @@ class _Reception:
             self.received_bytes = incoming.offset
             self._show_life()
 
-    async def _finish(self, incoming: IncomingFile) -> Path:
-        """Verify and make durable; goes on even if the sender has hung up meanwhile."""
+    async def finish(self) -> Path:
+        """Verify the filled file and make it durable; goes on even if the sender has hung up meanwhile. Raises SnapshotError."""
+        incoming = self._incoming
+        assert incoming is not None, "it was filled before"
         return await run_to_end(
             self._executor,
             incoming.finish,

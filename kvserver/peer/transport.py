@@ -74,9 +74,9 @@ class PeerHandler(Membership, PeerPages, SnapshotEvents, Protocol):
     def on_refused(self, member_id: NodeId, error: RefusedError) -> None:
         """That member refuses to talk to us, or isn't who we believe; said at every attempt."""
 
-    def on_snapshot_received(self, message: Message, path: Path) -> None:
-        """A snapshot message whose file is whole and durable at `path`, the node's from now on. A KvError refuses it (and removes the
-        file).
+    def on_snapshot_received(self, message: Message, path: Path, size_bytes: int) -> bool:
+        """A snapshot message whose file is whole and durable at `path`: the node's from now on if this answers True, otherwise removed. A
+        KvError refuses it (and removes the file).
         """
 
 

@@ -16,7 +16,7 @@ from kvserver.snapshot.errors import (
     SnapshotOfferError,
     SnapshotStorageError,
 )
-from kvserver.snapshot.files import ReceivedSnapshot, cleanup, discard, list_received, remove_received, size_bytes
+from kvserver.snapshot.files import ReceivedSnapshot, cleanup, discard, list_received, remove_received
 from kvserver.snapshot.incoming import IncomingFile
 from kvserver.snapshot.outgoing import OutgoingFile
 from kvserver.snapshot.plan import SnapshotOffer
@@ -40,5 +40,4 @@ __all__ = [
     "list_received",
     "remove_received",
     "run_to_end",
-    "size_bytes",
 ]

@@ -3,8 +3,9 @@
 Purpose: one consistent file per need, shared by all who need it at the same time, gone when nobody does.
 
 Rules
-- The store is copied on the snapshot thread (`make_copy`, which closes its read view before it returns), then synced, checksummed and
-  renamed.
+- The store is copied on a thread of its own (`make_copy`, which closes its read view before it returns), then synced, checksummed and
+  renamed. Finished copies are removed on the thread that reads and writes chunks (`io`): a copy takes minutes, and nobody who has read
+  one to its end waits for the next.
 - `acquire(min_index)` shares the newest copy if it reaches `min_index`, otherwise takes a new one; takers wait for each other.
 - Every `acquire` is ended by one `release`; the last one removes the file. `close` removes what is left.
 
@@ -32,7 +33,7 @@ from raft.types import Index, SnapshotMetadata
 from wal import Files
 
 MakeCopy = Callable[[Path], SnapshotMetadata]
-"""Write a consistent copy of the store to a path that doesn't exist, and say what it covers. Blocking; called on the snapshot thread.
+"""Write a consistent copy of the store to a path that doesn't exist, and say what it covers. Blocking; called on the copying thread.
 
 The one thing here that writes beside `wal.Files`: LMDB copies itself into a file of the system (docs/adr/0006). What it wrote is then read,
 synced and renamed through `Files`."""
@@ -63,11 +64,15 @@ class SnapshotCopy:
 class SnapshotCopies:
     """Takes copies and counts their holders. Used on one loop."""
 
-    def __init__(self, directory: Path, make_copy: MakeCopy, executor: Executor, *, files: Files = names.OS_FILES) -> None:
+    def __init__(
+        self, directory: Path, make_copy: MakeCopy, executor: Executor, *, io: Executor | None = None, files: Files = names.OS_FILES
+    ) -> None:
+        """`executor` takes the copies; `io` removes them (None: the same one)."""
         self._files = files
         self._directory = directory
         self._make_copy = make_copy
         self._executor = executor
+        self._io = executor if io is None else io
         self._lock = asyncio.Lock()
         self._holders: dict[SnapshotCopy, int] = {}
         self._newest: SnapshotCopy | None = None
@@ -86,7 +91,7 @@ class SnapshotCopies:
             if copy is None or copy.metadata.index < min_index:
                 copy = await self._take()
                 if copy.metadata.index < min_index:
-                    await run_to_end(self._executor, lambda: names.discard(self._files, copy.path))
+                    await run_to_end(self._io, lambda: names.discard(self._files, copy.path))
                     raise SnapshotCopyError(f"the store is at index {copy.metadata.index}, a snapshot at {min_index} is asked for")
                 self._newest = copy
             self._holders[copy] = self._holders.get(copy, 0) + 1
@@ -108,7 +113,7 @@ class SnapshotCopies:
         del self._holders[copy]
         if self._newest is copy:
             self._newest = None
-        await run_to_end(self._executor, lambda: names.discard(self._files, copy.path))
+        await run_to_end(self._io, lambda: names.discard(self._files, copy.path))
 
     async def close(self) -> None:
         """Remove every copy, whoever still holds it. `acquire` must not be called afterwards."""
@@ -118,7 +123,7 @@ class SnapshotCopies:
             self._holders.clear()
             self._newest = None
             for path in paths:
-                await run_to_end(self._executor, lambda path=path: names.discard(self._files, path))  # type: ignore[misc]
+                await run_to_end(self._io, lambda path=path: names.discard(self._files, path))  # type: ignore[misc]
 
     async def _take(self) -> SnapshotCopy:
         self._serial += 1

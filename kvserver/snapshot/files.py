@@ -4,6 +4,7 @@
     outgoing-<serial>-<id>.snap        a finished copy, on its way to peers
     incoming-<member>-<id>.part        what has arrived from a peer so far; every byte of it belongs to a verified chunk
     received-<index>-<term>.snap       a whole, verified, durable snapshot; installing or removing it is the node's
+    received-<index>-<term>.snap-lock  LMDB's lock file beside it, for the moment in which it is installed
 
 Member, id, index and term are hexadecimal with leading zeros, so that names sort as numbers.
 
@@ -29,7 +30,9 @@ from wal import Files, OsFiles
 
 OS_FILES: Final = OsFiles()
 
-_LEFTOVER: Final = re.compile(r"outgoing-[0-9]+(-[0-9a-f]{32})?\.(tmp|snap)|incoming-[0-9a-f]{16}-[0-9a-f]{32}\.part")
+_LEFTOVER: Final = re.compile(
+    r"outgoing-[0-9]+(-[0-9a-f]{32})?\.(tmp|snap)|incoming-[0-9a-f]{16}-[0-9a-f]{32}\.part|received-[0-9a-f]{16}-[0-9a-f]{16}\.snap-lock"
+)
 _RECEIVED: Final = re.compile(r"received-([0-9a-f]{16})-([0-9a-f]{16})\.snap")
 
 
@@ -101,15 +104,6 @@ def discard(files: Files, path: Path) -> None:
     """Remove a file if it is there and the system lets us; otherwise the next start does."""
     with suppress(OSError):
         files.remove(path)
-
-
-def size_bytes(path: Path, *, files: Files = OS_FILES) -> int:
-    """The file's length. Raises OSError."""
-    file = files.open(path, writable=False)
-    try:
-        return file.size()
-    finally:
-        file.close()
 
 
 def sync_file(files: Files, path: Path) -> None:

@@ -5,25 +5,30 @@ Who uses it: mvcc reads through the `Reader` Protocol and writes with `put` and 
 
 from __future__ import annotations
 
+from kvserver.storage.checking import Checking, check_structure
 from kvserver.storage.config import EngineConfig, EngineHooks
 from kvserver.storage.engine import Engine
 from kvserver.storage.errors import (
     DAMAGE_ADVICE,
+    CheckStoppedError,
     DamagedRowError,
     StorageError,
     StorageNoSpaceError,
     StoreDamagedError,
     StoreFailedError,
     StoreUnreadableError,
+    SwapFailedError,
     ViewExpiredError,
 )
-from kvserver.storage.files import check_structure, read_only_env
+from kvserver.storage.files import read_only_env
 from kvserver.storage.page_format import StateGoneError
 from kvserver.storage.reader import LayeredReader, Reader
 from kvserver.storage.view import ReadView
 
 __all__ = [
     "DAMAGE_ADVICE",
+    "CheckStoppedError",
+    "Checking",
     "DamagedRowError",
     "Engine",
     "EngineConfig",
@@ -37,6 +42,7 @@ __all__ = [
     "StoreDamagedError",
     "StoreFailedError",
     "StoreUnreadableError",
+    "SwapFailedError",
     "ViewExpiredError",
     "check_structure",
     "read_only_env",

@@ -25,16 +25,18 @@ def commit(env: lmdb.Environment, dbs: Sequence[Any], layer: Layer, path: Path) 
 
     Raises:
         StorageNoSpaceError: there was no space; nothing of the layer is in the file, and it may be written again (which writes every page
-            of it anew, so that a sync that failed for space is not relied on).
+            of it anew, so that a sync that failed for space is not relied on). It is doubtful for an EIO where space was tight when the
+            commit began and is not wanting any more.
         lmdb.Error, OSError: anything else.
     """
     room_bytes = files.free_bytes(path.parent)
     try:
         return write(env, dbs, layer)
     except (lmdb.Error, OSError) as error:
-        was_tight = room_bytes < ROOM_FACTOR * layer.size_bytes + ROOM_SLACK_BYTES
-        if is_no_space(error, path, was_tight=was_tight):
+        if is_no_space(error, path):
             raise StorageNoSpaceError(path, str(error)) from error
+        if _code(error) == errno.EIO and room_bytes < ROOM_FACTOR * layer.size_bytes + ROOM_SLACK_BYTES:
+            raise StorageNoSpaceError(path, str(error), is_doubtful=True) from error
         raise
 
 
@@ -61,13 +63,16 @@ def _sealed(table: int, ordered: Sequence[bytes], items: Mapping[bytes, bytes | 
             yield key, seal(table, key, value)
 
 
-def is_no_space(error: BaseException, path: Path, *, was_tight: bool = False) -> bool:
-    """Whether a commit failed for want of space. Blocking.
+def is_no_space(error: BaseException, path: Path) -> bool:
+    """Whether a commit certainly failed for want of space. Blocking.
 
-    LMDB reports a write that was cut short as EIO. That one counts if space was tight when the commit began (somebody may have freed some
-    since) or if the disk turns out to be full.
+    LMDB reports a write that was cut short as EIO. That one counts if the disk turns out to be full.
     """
     if isinstance(error, lmdb.MapFullError):
         return True
-    code = getattr(error, "code", None) if isinstance(error, lmdb.Error) else getattr(error, "errno", None)
-    return code in files.NO_SPACE_CODES or (code == errno.EIO and (was_tight or files.is_disk_full(path.parent)))
+    code = _code(error)
+    return code in files.NO_SPACE_CODES or (code == errno.EIO and files.is_disk_full(path.parent))
+
+
+def _code(error: BaseException) -> int | None:
+    return getattr(error, "code", None) if isinstance(error, lmdb.Error) else getattr(error, "errno", None)

@@ -21,7 +21,7 @@ class EngineConfig:
     max_buffer_bytes: int = 16 << 20
     retry_s: float = 1.0
     verify_on_open: bool = False
-    """Before the file is used, check every row and not only the frames of the pages: 4 s for a million rows instead of 1."""
+    """Before the file is used, check every row and not only the frames of the pages (docs/architecture/storage.md: what a check costs)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.commit_bytes <= self.max_buffer_bytes:

@@ -10,9 +10,11 @@ Theory of operation
 - A commit is due `interval_s` after the first write of a layer, and at once when it has `commit_count` changes or `commit_bytes` bytes.
 - At `max_buffer_bytes` in both layers together, or `commit_count` changes in the active layer while the other is still being written,
   `has_room` turns false: the applier awaits `wait_room()` before the next entry. One entry may exceed the bounds by its own size.
-- `allow_commit_through(mark)` is a gate: from the first call on a batch isn't written before its mark is allowed. The node never closes it:
-  raft hands out only entries that the WAL holds durably (asynchronous storage writes), which is what durability.md asks for.
-- Out of space: the batch is kept and tried again every `retry_s`; any other failure is final (`on_fatal`).
+- A batch never holds an entry that this member's WAL does not hold durably, and needs no gate for it: raft hands out for application only
+  what is stable here (asynchronous storage writes), so what is written to a layer was fsynced in the WAL before.
+- Out of space: the batch is kept and tried again every `retry_s`; any other failure is final (`on_fatal`). So is an IO error that might
+  have been want of space but isn't by now, `DOUBTFUL_TRIES` times in a row: a disk that fails must not look like a full one for ever.
+- While the file is being replaced (swap.py) nothing is sealed or written, and what is buffered is dropped in the end.
 
 Caveats: dirty pages of a transaction are anonymous memory inside LMDB (4 KiB per touched page), so `commit_count` bounds a batch too.
 """
@@ -20,32 +22,35 @@ Caveats: dirty pages of a transaction are anonymous memory inside LMDB (4 KiB pe
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Final
 
 from kvserver.errors import FatalError
-from kvserver.storage import batch, files
+from kvserver.storage import batch, files, swap
 from kvserver.storage.config import EngineConfig, EngineHooks
-from kvserver.storage.errors import StorageNoSpaceError, StoreFailedError, StoreUnreadableError
+from kvserver.storage.errors import StorageNoSpaceError, StoreFailedError, StoreUnreadableError, SwapFailedError
 from kvserver.storage.layer import ENTRY_OVERHEAD_BYTES, Layer
 from kvserver.storage.page_format import DescribeRow, describe_plainly
 from kvserver.storage.reader import LayeredReader
-from kvserver.storage.view import MAX_AGE_S, ReadView
-from kvserver.storage.waiting import wait, wake
+from kvserver.storage.view import OpenViews, ReadView
+from kvserver.storage.waiting import Due, DurableMark, holding, wait, wake
 from wal import Files, OsFiles
 
 OS_FILES: Final = OsFiles()
+DOUBTFUL_TRIES: Final = 3
 
 
 class Engine:
     """One open store file with its write buffer. Everything but ReadViews and `copy_to` belongs to the loop that opened it."""
 
-    def __init__(self, path: Path, tables: Sequence[bytes], config: EngineConfig, hooks: EngineHooks, system: Files) -> None:
+    def __init__(
+        self, path: Path, tables: Sequence[bytes], config: EngineConfig, hooks: EngineHooks, system: Files, *, checked: bool
+    ) -> None:
         self._system = system
         self.path = path
         self.hooks = hooks
@@ -53,27 +58,28 @@ class Engine:
         self._table_names = tuple(tables)
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, "store-commit")
-        self._env, self._dbs = files.open_env(path, quota_bytes=config.quota_bytes, tables=tables, every_row=config.verify_on_open)
+        self._env, self._dbs = files.open_env(
+            path, quota_bytes=config.quota_bytes, tables=tables, every_row=config.verify_on_open, checked=checked
+        )
         self._active = Layer(len(tables))
         self._pending: Layer | None = None
         self._writing: ThreadFuture[float] | None = None
-        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged, renews=True)
-        self._timer: asyncio.TimerHandle | None = None
+        self._reader = self._new_reader()
+        self._due = Due(self.request_commit)
+        self._retry = Due(self._write_pending)
         self._wanted = False
-        self._gate: int | None = None
-        self._durable_mark = 0
+        self._durable = DurableMark()
         self._sealed = 0
         self._committed_batches = 0
         self._no_space = False
+        self._doubtful = 0
         self._failure: FatalError | None = None
         self._closed = False
         self._swapping = False
         self._room_waiters: list[asyncio.Future[None]] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
-        self._durable_waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self._views: dict[ReadView, asyncio.TimerHandle] = {}
+        self._views = OpenViews()
         self._in_use_bytes: int | None = None  # counted when asked, once per committed batch: the quota asks before every put
-        self._view_waiters: list[asyncio.Future[None]] = []
         self._copying = Lock()
 
     @classmethod
@@ -85,18 +91,20 @@ class Engine:
         config: EngineConfig | None = None,
         hooks: EngineHooks | None = None,
         system: Files = OS_FILES,
+        checked: bool = False,
     ) -> Engine:
         """Open or create the store in the file `path`; must be called on the running loop.
 
-        Blocks for as long as reading the file takes: its pages are checked first.
+        Blocks for as long as reading the file takes: its pages are checked first, unless that was done.
 
         Args:
             system: through what the file is replaced; LMDB reads and writes it by itself (docs/adr/0006).
+            checked: the caller has run `check_structure` over the file just now (in a thread, where it disturbs nobody).
 
         Raises:
             StoreUnreadableError: the file is no store, is truncated, or isn't accessible.
         """
-        return cls(path, tables, config or EngineConfig(), hooks or EngineHooks(), system)
+        return cls(path, tables, config or EngineConfig(), hooks or EngineHooks(), system, checked=checked)
 
     # --- writing -------------------------------------------------------------------------------------------------------------------------
 
@@ -120,20 +128,14 @@ class Engine:
             raise self._failure
         if active.count >= self._config.commit_count or active.size_bytes >= self._config.commit_bytes:
             self.request_commit()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(self._config.interval_s, self._timer_fired)
+        else:
+            self._due.after(self._config.interval_s)
 
     def request_commit(self) -> None:
         """Commit what is buffered as soon as the commit thread is free; call it between entries only."""
         self._wanted = True
         if self._pending is None:
             self._seal()
-
-    def allow_commit_through(self, mark: int) -> None:
-        """From the first call on, batches wait until their mark is at most the highest `mark` given here."""
-        if self._gate is None or mark > self._gate:
-            self._gate = mark
-            self._write_pending()
 
     def poison(self, cause: BaseException) -> None:
         """What is in the active layer is half an entry: commit nothing any more. A FatalError says itself what it means to the operator."""
@@ -143,7 +145,7 @@ class Engine:
     @property
     def durable_mark(self) -> int:
         """The mark of the last committed and fsynced batch since opening; 0 before the first."""
-        return self._durable_mark
+        return self._durable.value
 
     @property
     def buffered_bytes(self) -> int:
@@ -162,6 +164,11 @@ class Engine:
         if self._failure is not None or self.buffered_bytes >= self._config.max_buffer_bytes:
             return False
         return self._pending is None or self._active.count < self._config.commit_count
+
+    @property
+    def is_out_of_space(self) -> bool:
+        """Whether a batch is kept because the disk or the map is full."""
+        return self._no_space
 
     async def wait_room(self) -> None:
         """Return when `has_room` holds.
@@ -194,12 +201,10 @@ class Engine:
         Raises:
             FatalError: the store has failed.
         """
-        while self._durable_mark < mark:
+        while self._durable.value < mark:
             if self._failure is not None:
                 raise self._failure
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._durable_waiters.append((mark, waiter))
-            await waiter
+            await self._durable.wait(mark)
 
     # --- reading -------------------------------------------------------------------------------------------------------------------------
 
@@ -209,13 +214,16 @@ class Engine:
         return self._reader
 
     def read_view(self) -> ReadView:
-        """The state as of now, for one other thread, for at most `MAX_AGE_S` seconds; the caller closes it."""
+        """The state as of now, for one other thread, for at most `MAX_AGE_S` seconds; the caller closes it.
+
+        Raises:
+            ViewExpiredError: the file is just being replaced, or closed; try again.
+        """
+        self._views.check()
         layers = [self._active.frozen_copy()]
         if self._pending is not None:
             layers.append(self._pending)
-        view = ReadView(LayeredReader(self._env, self._dbs, tuple(layers), self._damaged), self._view_closed)
-        self._views[view] = self._loop.call_later(MAX_AGE_S, self._expire_view, view)
-        return view
+        return self._views.add(LayeredReader(self._env, self._dbs, tuple(layers), self._damaged, path=str(self.path)))
 
     @property
     def size_bytes(self) -> int:
@@ -241,64 +249,101 @@ class Engine:
         with self._copying:
             if self._closed:
                 raise StoreUnreadableError(self.path, "it is closed")
-            files.copy_env(self._env, path, self._table_names, describe_row)
+            files.copy_env(self._env, path, self._table_names, describe_row, store=self.path)
 
-    async def replace_with(self, source: Path, *, mark: int) -> None:
-        """Replace the whole store by the verified copy `source` (same file system), drop what is buffered, and read on from it.
+    async def replace_with(self, source: Path, *, mark: int, on_swapped: Callable[[], None] = lambda: None) -> None:
+        """Replace the whole store by the copy `source` (same file system), whose pages were checked before; drop what is buffered.
 
-        The swap itself happens without giving up the loop: no reader sees a store between the two.
+        The old store is read until the new one takes its place, within one turn of the loop, which then calls `on_swapped` (swap.py).
+        Without space it waits, for as long as it takes. Cancelled, the old store goes on, unless the files are being exchanged at that
+        moment: then that is completed first.
 
         Raises:
-            FatalError: the store has failed, or can't be opened after the swap.
+            StoreUnreadableError: `source` can't be opened; the old store goes on.
+            FatalError: the store has failed, or the swap has.
         """
-        self._stop_timer()
-        self._swapping = True  # no commit begins from here on: it would write into a file that is about to be closed
+        self._swapping = True
+        self._due.cancel()
+        self._retry.cancel()
         try:
-            await self._wait_idle(drop_unwritten=True)
-            async with self._no_copy():
-                await self._prepare_replace()
-                await self._wait_views()
-                self._reader.close()
-                self._env.close()
-                files.replace(self.path, source, self._system)
-                quota_bytes = self._config.quota_bytes
-                self._env, self._dbs = files.open_env(self.path, quota_bytes=quota_bytes, tables=self._table_names, checked=True)
+            await self._wait_writing(drop_wanted=True)
+            if self._failure is not None:
+                raise self._failure
+            fresh = await self._prepare_swap(source)
+            try:
+                await self._exchange(source, fresh, mark, on_swapped)
+            finally:
+                if self._env is not fresh.env:
+                    self._executor.submit(fresh.env.close)
         finally:
             self._swapping = False
-        self._pending = None
-        self._sealed += 1  # who waits for a commit of what is dropped now waits no more
+            self._go_on()
+
+    async def _prepare_swap(self, source: Path) -> swap.OpenFile:
+        """Open the new file; without space for it, wait."""
+
+        def note_no_space(error: StorageNoSpaceError) -> None:
+            if self._closed or self._failure is not None:
+                raise self._failure or StoreUnreadableError(self.path, "it is closed")
+            self._out_of_space(error)
+
+        prepare = partial(swap.prepare, self.path, source, self._table_names, quota_bytes=self._config.quota_bytes, system=self._system)
+        return await swap.prepare_patiently(self._executor, prepare, retry_s=self._config.retry_s, on_no_space=note_no_space)
+
+    async def _exchange(self, source: Path, fresh: swap.OpenFile, mark: int, on_swapped: Callable[[], None]) -> None:
+        """Swap the files, and what reads them, once nobody else reads the old one."""
+        try:
+            async with holding(self._copying), self._views.none_open():
+                cancelled = await swap.exchange(self._executor, self.path, source, self._system)
+                self._adopt(fresh, mark)
+                on_swapped()
+        except SwapFailedError as failure:
+            self._fail(failure)
+            raise
+        if cancelled:
+            raise asyncio.CancelledError
+
+    def _adopt(self, fresh: swap.OpenFile, mark: int) -> None:
+        """From here on the new file is the store, and nothing is buffered."""
+        self._reader.close()
+        self._executor.submit(self._env.close)
+        self._env, self._dbs = fresh.env, fresh.dbs
+        self._pending, self._active = None, Layer(len(self._table_names))
+        self._reader = self._new_reader()
         self._in_use_bytes = None
-        self._active = Layer(len(self._table_names))
-        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged, renews=True)
         self._wanted = False
+        self._sealed += 1  # who waits for a commit of what is dropped now waits no more
         self._committed_batches = self._sealed
         self._has_space_again()
-        self._advance_durable(mark)
+        self._durable.advance(mark)
+
+    def _go_on(self) -> None:
+        """The swap is over, done or not: what waits is due."""
+        self._write_pending()
+        if self._active.count:
+            self.request_commit()
         wake(self._idle_waiters)
         wake(self._room_waiters)
 
-    async def _prepare_replace(self) -> None:
-        """Reserve what the swap needs; without space, wait for it."""
-        while (error := files.prepare_replace(self.path)) is not None:
-            self._out_of_space(StorageNoSpaceError(self.path, str(error)))
-            await asyncio.sleep(self._config.retry_s)
-
     async def close(self, *, commit: bool = True) -> None:
-        """Commit what is buffered (unless told not to, out of space, behind the gate, or failed), then close the file."""
+        """Commit what is buffered (unless told not to, out of space, or failed), then close the file."""
         if self._closed:
             return
         self._closed = True
-        self._stop_timer()
-        await self._wait_idle(drop_unwritten=not commit)
-        if commit and self._failure is None and self._pending is None and self._active.count and self._may_write(self._active):
+        self._due.cancel()
+        self._retry.cancel()
+        while self._swapping:
+            await wait(self._idle_waiters)
+        await self._wait_writing(drop_wanted=not commit)
+        if commit and self._failure is None and self._pending is None and self._active.count:
             self.request_commit()
-            await self._wait_idle(drop_unwritten=False)
-        self._stop_timer()
-        async with self._no_copy():
-            await self._wait_views()
-            self._executor.shutdown()
+            await self._wait_writing(drop_wanted=False)
+        self._due.cancel()
+        async with holding(self._copying):
+            await self._views.end()
             self._reader.close()
-            self._env.close()
+            await self._loop.run_in_executor(self._executor, self._env.close)
+        self._executor.shutdown()
 
     def abandon(self) -> None:
         """Close at once after a failed start: nothing was written."""
@@ -309,15 +354,6 @@ class Engine:
 
     # --- committing ----------------------------------------------------------------------------------------------------------------------
 
-    def _timer_fired(self) -> None:
-        self._timer = None
-        self.request_commit()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def _seal(self) -> None:
         if self._swapping:
             return
@@ -325,22 +361,17 @@ class Engine:
         if self._failure is not None:
             return
         if self._active.count == 0:
-            if self._active.mark > self._durable_mark:
+            if self._active.mark > self._durable.value:
                 self._set_durable(self._active.mark)  # entries without any effect: there is nothing to write for them
             return
-        self._stop_timer()
+        self._due.cancel()
         self._sealed += 1
         self._pending, self._active = self._active, Layer(len(self._table_names))
         self._reader = self._reader.with_layers((self._active, self._pending))
         self._write_pending()
 
-    def _may_write(self, layer: Layer) -> bool:
-        return self._gate is None or layer.mark <= self._gate
-
     def _write_pending(self) -> None:
-        if self._pending is None or self._writing is not None or not self._may_write(self._pending):
-            return
-        if self._swapping or self._failure is not None:
+        if self._pending is None or self._writing is not None or self._swapping or self._failure is not None:
             return
         self._writing = self._executor.submit(batch.commit, self._env, self._dbs, self._pending, self.path)
         self._writing.add_done_callback(self._written_in_thread)
@@ -351,12 +382,17 @@ class Engine:
     def _written(self, future: ThreadFuture[float]) -> None:
         self._writing = None
         error = future.exception()
+        self._doubtful = self._doubtful + 1 if isinstance(error, StorageNoSpaceError) and error.is_doubtful else 0
         if error is None:
             self._committed(future.result())
-        elif isinstance(error, StorageNoSpaceError):
-            self._out_of_space(error)
-        else:
+        elif not isinstance(error, StorageNoSpaceError):
             self._fail(StoreFailedError(self.path, error))
+        elif self._doubtful >= DOUBTFUL_TRIES:
+            self._fail(StoreFailedError(self.path, f"{error.reason}, {self._doubtful} times in a row, though the disk has space"))
+        else:
+            self._out_of_space(error)
+            if not self._closed and not self._swapping:
+                self._retry.after(self._config.retry_s)
         wake(self._idle_waiters)
 
     def _committed(self, seconds: float) -> None:
@@ -367,7 +403,7 @@ class Engine:
         self._in_use_bytes = None
         self._committed_batches += 1
         self._reader.close()
-        self._reader = LayeredReader(self._env, self._dbs, (self._active,), self._damaged, renews=True)
+        self._reader = self._new_reader()
         self._has_space_again()
         self.hooks.on_commit_seconds(seconds)
         self._set_durable(mark)
@@ -376,21 +412,13 @@ class Engine:
             self._seal()
 
     def _set_durable(self, mark: int) -> None:
-        self._advance_durable(mark)
+        self._durable.advance(mark)
         self.hooks.on_durable(mark)
-
-    def _advance_durable(self, mark: int) -> None:
-        self._durable_mark = mark
-        waiting = self._durable_waiters
-        self._durable_waiters = [(wanted, waiter) for wanted, waiter in waiting if wanted > mark]
-        wake([waiter for wanted, waiter in waiting if wanted <= mark])
 
     def _out_of_space(self, error: StorageNoSpaceError) -> None:
         if not self._no_space:
             self._no_space = True
             self.hooks.on_no_space(error)
-        if not self._closed:
-            self._loop.call_later(self._config.retry_s, self._write_pending)
 
     def _has_space_again(self) -> None:
         if self._no_space:
@@ -401,48 +429,22 @@ class Engine:
         self._failure = failure
         wake(self._room_waiters)
         wake(self._idle_waiters)
-        wake([waiter for _, waiter in self._durable_waiters])
-        self._durable_waiters.clear()
+        self._durable.give_up()
         self.hooks.on_fatal(failure)
 
     # --- waiting -------------------------------------------------------------------------------------------------------------------------
 
-    async def _wait_idle(self, *, drop_unwritten: bool) -> None:
-        """Wait until the commit thread has nothing to do and (unless dropped, gated, or out of space) nothing is pending."""
+    async def _wait_writing(self, *, drop_wanted: bool) -> None:
+        """Wait until the commit thread has nothing to do; with `drop_wanted` nothing is sealed behind what it writes now."""
         while self._writing is not None:
-            if drop_unwritten:
+            if drop_wanted:
                 self._wanted = False
             await wait(self._idle_waiters)
 
-    @contextlib.asynccontextmanager
-    async def _no_copy(self) -> AsyncIterator[None]:
-        """Wait for a running copy to end and let none begin."""
-        await self._loop.run_in_executor(None, self._copying.acquire)
-        try:
-            yield
-        finally:
-            self._copying.release()
-
-    async def _wait_views(self) -> None:
-        for view in list(self._views):
-            view.expired = True
-        while self._views:
-            await wait(self._view_waiters)
+    def _new_reader(self) -> LayeredReader:
+        """The loop's reader: the file as it is now under the active layer."""
+        return LayeredReader(self._env, self._dbs, (self._active,), self._damaged, renews=True, path=str(self.path))
 
     def _damaged(self, table: int, key: bytes, reason: str) -> None:
         """Called by whichever thread read the row."""
         self.hooks.on_damage(table, key, reason)
-
-    def _expire_view(self, view: ReadView) -> None:
-        view.expired = True
-
-    def _view_closed(self, view: ReadView) -> None:
-        """Called by whichever thread closed the view."""
-        self._loop.call_soon_threadsafe(self._forget_view, view)
-
-    def _forget_view(self, view: ReadView) -> None:
-        timer = self._views.pop(view, None)
-        if timer is not None:
-            timer.cancel()
-        if not self._views:
-            wake(self._view_waiters)

@@ -24,10 +24,15 @@ class StorageError(KvError):
 
 
 class StorageNoSpaceError(StorageError):
-    """A commit met a full disk or a full map; the batch is kept and tried again. Retryable."""
+    """A commit met a full disk or a full map; the batch is kept and tried again. Retryable.
 
-    def __init__(self, path: Path, reason: str) -> None:
+    `is_doubtful`: it was an IO error where space had been tight but is not wanting now: somebody has freed some, or the disk fails.
+    """
+
+    def __init__(self, path: Path, reason: str, *, is_doubtful: bool = False) -> None:
         self.path = path
+        self.reason = reason
+        self.is_doubtful = is_doubtful
         super().__init__(f"no space left for the store {path}: {reason}; writes are paused and resume by themselves once there is space")
 
 
@@ -38,12 +43,30 @@ class ViewExpiredError(StorageError):
         super().__init__("the read view has expired; read again with a new one")
 
 
+class CheckStoppedError(StorageError):
+    """A check was stopped before its end: it says nothing about the file."""
+
+    def __init__(self) -> None:
+        super().__init__("the check of the store was stopped")
+
+
 class StoreFailedError(FatalError):
     """A commit failed for another reason than space; the store takes no more."""
 
-    def __init__(self, path: Path, cause: BaseException) -> None:
+    def __init__(self, path: Path, cause: BaseException | str) -> None:
         self.path = path
         super().__init__(f"the store {path} failed: {cause}; nothing after the last commit is durable; check the disk, then start again")
+
+
+class SwapFailedError(FatalError):
+    """A store could not be replaced by a snapshot. Which of the two the next start finds is open; both are whole."""
+
+    def __init__(self, path: Path, source: Path, cause: BaseException) -> None:
+        self.path = path
+        super().__init__(
+            f"the store {path} can't be replaced by the snapshot {source}: {cause}; nothing is lost: check the disk, then start again, "
+            "which finishes it"
+        )
 
 
 class StoreUnreadableError(FatalError):

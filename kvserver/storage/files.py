@@ -4,17 +4,17 @@ Layout of the directory that holds the store (mode 0700; files 0600)
 
     <name>          the LMDB file, no subdirectory
     <name>-lock     LMDB's reader table; made anew by the first process that opens the file, replaced with a replaced file
-    <name>-lock.new the next one, while a file is being replaced
 
 Rules
 - The map is sparse and sized once, when the file is opened (`map_size_bytes`); it never grows while open. No WRITEMAP: a full disk is then
   an error and not a signal.
 - LMDB writes its lock file through a map: a hole in it, met when the disk is full, would kill the process (SIGBUS). So its blocks are
   reserved before it is opened.
-- A file is read page by page before LMDB maps it (`check_structure`), and refused if it is shorter than it says or any page is damaged:
+- A file is read page by page before LMDB maps it (checking.py), and refused if it is shorter than it says or any page is damaged:
   LMDB would follow a wrong number anywhere, past the file's end, which kills the process, or into the pages of an older state.
-- `replace` is atomic: the new file is fsynced first, renamed over the old one, and the directory fsynced. A crash before the rename
-  leaves the old store and the new file under its own name, a crash after it the new store; neither leaves anything to repair.
+- A store is replaced by another file in two steps, `prepare_replace` and `replace` (swap.py says what happens between them). It is atomic:
+  the new file is fsynced first, renamed over the old one, and the directory fsynced. A crash before the rename leaves the old store and
+  the new file under its own name (and a lock file beside it that a start removes), a crash after it the new store.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from typing import Any, Final
 
 import lmdb
 
+from kvserver.storage.checking import CHECK_DISK, check_structure
 from kvserver.storage.errors import StorageError, StoreDamagedError, StoreUnreadableError
 from kvserver.storage.page_format import DescribeRow, Faults, describe_plainly
-from kvserver.storage.pages import PageFile, check_all, check_pages
+from kvserver.storage.pages import PageFile
 from wal import Files
 
 MAP_FACTOR: Final = 4
@@ -46,7 +47,6 @@ SPARE_TXNS: Final = 8
 
 NO_SPACE_CODES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PROBE_BYTES: Final = 1 << 20
-CHECK_DISK: Final = "check the disk, its free space and the permissions of the path"
 _MAP_UNIT_BYTES: Final = 1 << 16
 
 
@@ -118,30 +118,11 @@ def read_only_env(path: Path, *, tables: int) -> lmdb.Environment:
     return env
 
 
-def check_structure(path: Path, tables: Sequence[bytes], *, every_row: bool = False, describe_row: DescribeRow = describe_plainly) -> None:
-    """Read the file without LMDB: the frame of every page (1 s for a million rows); with `every_row` every row, too (4 s).
-
-    `describe_row` names a row in the text.
-
-    Raises:
-        StoreDamagedError: a page, or with `every_row` a row, isn't what was written.
-        StoreUnreadableError: the file can't be read.
-    """
-    faults = Faults()
-    with PageFile.open(path, describe_row) as file:
-        try:
-            if every_row:
-                check_all(file, tables, faults.report)
-            else:
-                check_pages(file, tables, faults.report)
-        except OSError as error:
-            raise StoreUnreadableError(path, f"reading it failed: {error.strerror or error}", CHECK_DISK) from error
-    faults.raise_any(path)
-
-
-def copy_env(env: lmdb.Environment, path: Path, tables: Sequence[bytes], describe_row: DescribeRow = describe_plainly) -> None:
-    """Write a compact, consistent, fsynced copy of what is committed to the new file `path`, and check every row of it: no damage is
-    passed on. Blocks for as long as that takes (the check: 4 s per million rows).
+def copy_env(
+    env: lmdb.Environment, path: Path, tables: Sequence[bytes], describe_row: DescribeRow = describe_plainly, *, store: Path
+) -> None:
+    """Write a compact, consistent, fsynced copy of what is committed in `store` to the new file `path`, and check every row of it: no
+    damage is passed on. Blocks for as long as that takes (docs/architecture/storage.md: what a check costs).
 
     Raises:
         FileExistsError: `path` exists.
@@ -158,10 +139,10 @@ def copy_env(env: lmdb.Environment, path: Path, tables: Sequence[bytes], describ
         check_structure(path, tables, every_row=True, describe_row=describe_row)
     except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
         path.unlink(missing_ok=True)
-        raise _located(env, tables, describe_row, f"it can't be copied: {error}") from error
+        raise _located(env, store, tables, describe_row, f"it can't be copied: {error}") from error
     except StoreDamagedError as error:
         path.unlink(missing_ok=True)
-        raise _located(env, tables, describe_row, f"a copy of it is not sound: {error.reason}") from error
+        raise _located(env, store, tables, describe_row, f"a copy of it is not sound: {error.reason}") from error
     except lmdb.Error as error:
         path.unlink(missing_ok=True)
         raise OSError(getattr(error, "code", errno.EIO), f"the copy of the store failed: {error}", str(path)) from error
@@ -170,48 +151,40 @@ def copy_env(env: lmdb.Environment, path: Path, tables: Sequence[bytes], describ
         raise
 
 
-def _located(env: lmdb.Environment, tables: Sequence[bytes], describe_row: DescribeRow, otherwise: str) -> StoreDamagedError:
-    """Where the file of an open store is damaged, as committed; `otherwise` if all of it reads well. Blocks as `copy_env` does, with a read
-    transaction open."""
-    path = Path(os.fsdecode(env.path()))
+def _located(env: lmdb.Environment, store: Path, tables: Sequence[bytes], describe_row: DescribeRow, otherwise: str) -> StoreDamagedError:
+    """Where the file `store` of an open environment is damaged, as committed; `otherwise` if all of it reads well. Blocks as `copy_env`
+    does, with a read transaction open."""
     faults = Faults()
-    with suppress(StorageError, StoreUnreadableError, OSError), env.begin() as txn, PageFile.at(path, txn.id(), describe_row) as file:
+    with suppress(StorageError, StoreUnreadableError, OSError), env.begin() as txn, PageFile.at(store, txn.id(), describe_row) as file:
         for tree in file.trees(tables, faults.report):
             for _ in file.rows(tree, faults.report):
                 pass
     if faults.count:
-        return StoreDamagedError(path, faults.reason, faults.offset_bytes, faults.count - 1)
-    return StoreDamagedError(path, otherwise)
+        return StoreDamagedError(store, faults.reason, faults.offset_bytes, faults.count - 1)
+    return StoreDamagedError(store, otherwise)
 
 
-def prepare_replace(path: Path) -> OSError | None:
-    """Reserve what `replace` is going to need, while the store is still open; the error if there is no space for it.
+def prepare_replace(source: Path, system: Files) -> None:
+    """Make the content of `source` durable, and reserve a lock file for it, which `replace` takes along. Blocking.
 
     Raises:
-        OSError: anything else; nothing has changed then.
-    """
-    fresh = _fresh_lock_path(path)
-    fresh.unlink(missing_ok=True)
-    try:
-        _reserve_lock(fresh)
-    except OSError as error:
-        if error.errno in NO_SPACE_CODES:
-            return error
-        raise
-    return None
-
-
-def replace(path: Path, source: Path, system: Files) -> None:
-    """Put `source` in the place of the closed store `path`; both lie on one file system. Needs no space after `prepare_replace`.
-
-    See the module's rules for crashes. Goes through `system`, so that tests lose power at each step.
+        OSError: a code of `NO_SPACE_CODES`: there is no space for the lock file, try again; anything else: it can't be used.
     """
     file = system.open(source, writable=False)
     try:
         file.fsync()
     finally:
         file.close()
-    _fresh_lock_path(path).replace(lock_path(path))
+    _reserve_lock(lock_path(source))
+
+
+def replace(path: Path, source: Path, system: Files) -> None:
+    """Put `source`, and its lock file, in the place of the store `path`; both lie on one file system, and both may be open. Blocking.
+
+    Needs no space after `prepare_replace`. See the module's rules for crashes. Goes through `system`, so that tests lose power at each
+    step. Raises OSError.
+    """
+    lock_path(source).replace(lock_path(path))
     system.rename(source, path)
     system.fsync_dir(path.parent)
 
@@ -219,10 +192,6 @@ def replace(path: Path, source: Path, system: Files) -> None:
 def lock_path(path: Path) -> Path:
     """Where LMDB keeps the reader table of the store `path`."""
     return path.with_name(path.name + "-lock")
-
-
-def _fresh_lock_path(path: Path) -> Path:
-    return path.with_name(path.name + "-lock.new")
 
 
 def _reserve_lock(path: Path) -> None:

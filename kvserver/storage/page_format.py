@@ -36,6 +36,10 @@ Report = Callable[[int, str], None]
 """Told the offset in the file and what is wrong there."""
 DescribeRow = Callable[[int, bytes], str]
 """A row (table, key) in words."""
+Watch = Callable[[int, int], None]
+"""Told how many pages of how many a walk has passed; what it raises ends the walk."""
+WATCH_PAGES: Final = 1024
+"""4 MiB: some 10 ms of small rows."""
 
 META_PAGES: Final = 2
 NO_PAGE: Final = 2**64 - 1
@@ -91,12 +95,14 @@ class Faults:
 
 
 class PageSet:
-    """A set of page numbers, one bit each."""
+    """A set of page numbers, one bit each. `watch` is told every `WATCH_PAGES` how many are in it."""
 
-    __slots__ = ("_bits", "count")
+    __slots__ = ("_bits", "_pages", "_watch", "count")
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, watch: Watch | None = None) -> None:
         self._bits = bytearray(pages // 8 + 1)
+        self._pages = pages
+        self._watch = watch
         self.count = 0
 
     def add(self, page: int) -> bool:
@@ -106,6 +112,8 @@ class PageSet:
             return False
         self._bits[index] |= bit
         self.count += 1
+        if not self.count % WATCH_PAGES and self._watch is not None:
+            self._watch(self.count, self._pages)
         return True
 
 

@@ -49,6 +49,7 @@ from kvserver.storage.page_format import (
     Row,
     Tally,
     Tree,
+    Watch,
     choose_meta,
     describe_plainly,
     free_numbers,
@@ -398,9 +399,15 @@ def _ignore_row(tree: Tree, row: Row) -> None:
     del tree, row
 
 
-def check_all(file: PageFile, tables: Sequence[bytes], report: Report, on_row: Callable[[Tree, Row], None] = _ignore_row) -> int:
+def check_all(
+    file: PageFile,
+    tables: Sequence[bytes],
+    report: Report,
+    on_row: Callable[[Tree, Row], None] = _ignore_row,
+    watch: Watch | None = None,
+) -> int:
     """Walk every page of the file; `on_row` is told each sound row. Returns how many pages are neither in use nor listed as free."""
-    seen = PageSet(file.last_page + 1)
+    seen = PageSet(file.last_page + 1, watch)
     for tree in file.trees(tables, report, seen):
         tally = Tally()
         for row in file.rows(tree, report, seen=seen, tally=tally):
@@ -410,9 +417,9 @@ def check_all(file: PageFile, tables: Sequence[bytes], report: Report, on_row: C
     return file.last_page + 1 - META_PAGES - seen.count
 
 
-def check_pages(file: PageFile, tables: Sequence[bytes], report: Report) -> None:
+def check_pages(file: PageFile, tables: Sequence[bytes], report: Report, watch: Watch | None = None) -> None:
     """Walk every page without looking at the rows: after this LMDB can't be led astray, and what rows hold is for their seals to show."""
-    seen = PageSet(file.last_page + 1)
+    seen = PageSet(file.last_page + 1, watch)
     for tree in file.trees(tables, report, seen):
         tally = Tally()
         for _ in file.rows(tree, report, seen=seen, tally=tally, with_rows=False):

@@ -69,10 +69,11 @@ class LayeredReader:
     """A Reader over buffer layers (newest first) and one read transaction of the file, which it owns.
 
     `renews`: after a page that can't be read it goes on in a new transaction, as LMDB refuses everything in the old one. For the reader of
-    the newest state only: another one would see a later state than its layers belong to.
+    the newest state only: another one would see a later state than its layers belong to. `path`: what the file is called in errors, where
+    that is not the name it was opened by.
     """
 
-    __slots__ = ("_dbs", "_env", "_layers", "_on_damage", "_probes", "_renews", "_txn")
+    __slots__ = ("_dbs", "_env", "_layers", "_on_damage", "_path", "_probes", "_renews", "_txn")
 
     def __init__(
         self,
@@ -83,8 +84,10 @@ class LayeredReader:
         txn: Any = None,
         *,
         renews: bool = False,
+        path: str = "",
     ) -> None:
         self._env = env
+        self._path = path or env.path()
         self._dbs = dbs
         self._layers = layers
         self._on_damage = on_damage
@@ -94,7 +97,7 @@ class LayeredReader:
 
     def with_layers(self, layers: tuple[Layer, ...]) -> LayeredReader:
         """The same state of the file under other layers; the transaction is shared and this reader must not be used again."""
-        return LayeredReader(self._env, self._dbs, layers, self._on_damage, self._txn, renews=self._renews)
+        return LayeredReader(self._env, self._dbs, layers, self._on_damage, self._txn, renews=self._renews, path=self._path)
 
     def close(self) -> None:
         """End the transaction; the reader is of no use afterwards."""
@@ -279,7 +282,7 @@ class LayeredReader:
 
     def _reject(self, table: int, key: bytes, reason: str) -> NoReturn:
         self._on_damage(table, key, reason)
-        raise DamagedRowError(self._env.path(), table, key, reason)
+        raise DamagedRowError(self._path, table, key, reason)
 
     # --- the layers over it --------------------------------------------------------------------------------------------------------------
 

@@ -2,16 +2,19 @@
 
 Rules: made on the loop, read by one thread at a time, closed by whoever asked for it. A view that is held stops LMDB from reusing pages,
 so it expires after `MAX_AGE_S` (the engine's timer sets `expired`); from then on reads raise ViewExpiredError. Closing the store waits for
-open views.
+open views; while it is replaced or closed no new ones are made (`OpenViews`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 from kvserver.storage.errors import ViewExpiredError
 from kvserver.storage.reader import LayeredReader
+from kvserver.storage.waiting import wait, wake
 
 MAX_AGE_S: Final = 5.0
 
@@ -75,3 +78,55 @@ class ReadView:
     def _check(self) -> None:
         if self.expired or self.closed:
             raise ViewExpiredError
+
+
+class OpenViews:
+    """The open views of one store. Belongs to a loop; the views themselves are read and closed in threads."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timers: dict[ReadView, asyncio.TimerHandle] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+        self._is_ending = False
+
+    def check(self) -> None:
+        """Raise ViewExpiredError unless a view may be made now."""
+        if self._is_ending:
+            raise ViewExpiredError
+
+    def add(self, reader: LayeredReader) -> ReadView:
+        """A view over this reader, which it owns."""
+        view = ReadView(reader, self._closed_in_thread)
+        self._timers[view] = self._loop.call_later(MAX_AGE_S, _expire, view)
+        return view
+
+    @contextlib.asynccontextmanager
+    async def none_open(self) -> AsyncIterator[None]:
+        """End all views; within the block none is open and none may be made."""
+        try:
+            await self.end()
+            yield
+        finally:
+            self._is_ending = False
+
+    async def end(self) -> None:
+        """End all views and allow no new ones; return when none is open."""
+        self._is_ending = True
+        for view in self._timers:
+            _expire(view)
+        while self._timers:
+            await wait(self._waiters)
+
+    def _closed_in_thread(self, view: ReadView) -> None:
+        self._loop.call_soon_threadsafe(self._forget, view)
+
+    def _forget(self, view: ReadView) -> None:
+        timer = self._timers.pop(view, None)
+        if timer is not None:
+            timer.cancel()
+        if not self._timers:
+            wake(self._waiters)
+
+
+def _expire(view: ReadView) -> None:
+    view.expired = True

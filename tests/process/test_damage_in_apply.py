@@ -125,6 +125,8 @@ def replace(cluster: ProcessCluster, damaged: NodeProcess, root: Path) -> NodePr
         found[f"10.0.0.{number}:2379"] = node.endpoint
         found[f"10.0.0.{number}:2380"] = f"127.0.0.1:{node.peer_port}"
     page = Procedure.read(OPERATIONS / "corruption.md", found, root)
+    who = page.run("who").stdout.split(", ")
+    assert who[2] == damaged.name
     assert "the row 'rotten' of table key fails its checksum" in page.run("check", exit_code=1).stdout
     page.run("keep")
     run_until_healthy(page, "remove")
@@ -217,3 +219,34 @@ def test_a_single_member_ends_with_the_same_words_at_every_start(make_cluster: C
         assert node.wait_ended(WAIT_S) == 1
         check_last_words(node, at + 1)
         assert len(node.log_events("the CORRUPT alarm of this member is raised")) == starts
+
+
+@pytest.mark.slow
+def test_without_the_others_it_ends_when_the_time_is_up_and_a_later_start_tells_them(make_cluster: Callable[..., ProcessCluster]) -> None:
+    """A crash left entries to be applied again; the row that one of them needs is damaged, and nobody is there to hear of it."""
+    cluster = make_cluster(flags=("--backend-batch-interval=60s",))
+    cluster.start()
+    put_all(cluster.nodes[0])
+    cluster.stop()
+    cluster.start()
+    put_all(cluster.nodes[0])
+    put_all(cluster.nodes[0])  # its entries carry the news that those before are committed
+    damaged, *others = cluster.nodes
+    own_id = member_id(damaged)
+    for node in cluster.nodes:
+        node.kill()
+    assert flip_row(damaged.data_dir / "member" / "snap" / "db", KEY, ROTTEN, offset_bytes=5)
+    damaged.start(wait_ready=False)
+    assert damaged.wait_ended(WAIT_S) == 1
+    text = last_words(damaged)
+    assert "the row 'rotten' of table key fails its checksum" in text
+    assert damaged.log_events("the CORRUPT alarm of this member could not be raised; the next start tries again")
+    for node in others:
+        node.start(wait_ready=False)
+    for node in others:
+        node.wait_ready()
+    assert kvctl(others[0].endpoint, "alarm", "list") == ""
+    damaged.start(wait_ready=False)
+    assert damaged.wait_ended(WAIT_S) == 1
+    assert last_words(damaged) == text
+    assert kvctl(others[0].endpoint, "alarm", "list").strip() == f"memberID:{own_id} alarm:CORRUPT"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import shutil
+import threading
+from contextlib import contextmanager
 
 import pytest
 
 from kvserver.snapshot.files import part_path, received_path, taking_path
 from kvserver.types import Index, NodeId, Term
+from raft.messages import Message, MessageType
+from raft.types import Snapshot, SnapshotMetadata
 from tests.durability.damage.member import (
     Directory,
     assert_boots,
@@ -17,6 +23,7 @@ from tests.durability.damage.member import (
     open_log,
     overwrite,
     put_entry,
+    start,
     truncate,
 )
 
@@ -68,6 +75,65 @@ async def test_snapshot_without_marker(laggard, states, store):
 async def test_crash_between_marker_and_swap(laggard, states, store):
     """The received file is whole and the WAL says that it counts: it is installed now, whatever the store was."""
     directory = laggard(store, received=True, marked=True)
+    await assert_boots(directory, states.donor_acked)
+    assert not received_file(directory, states).exists()
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A disk on which no install finds space, until the block ends; with the event that one has tried."""
+
+    @contextmanager
+    def make():
+        tried = threading.Event()
+
+        def refuse(*arguments):
+            tried.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("kvserver.storage.files.prepare_replace", refuse)
+            yield tried
+
+    return make
+
+
+async def test_stop_of_a_start_whose_install_waits_for_space(laggard, states, full_disk):
+    """The start is given up at once; the next one finishes the install."""
+    directory = laggard("kept", received=True, marked=True)
+    with full_disk() as tried:
+        starting = asyncio.create_task(start(directory))
+        assert await asyncio.to_thread(tried.wait, 20)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(starting, 20)
+    await assert_boots(directory, states.donor_acked)
+    assert not received_file(directory, states).exists()
+
+
+async def test_stop_of_a_member_whose_install_waits_for_space(laggard, states, full_disk):
+    """It may wait for ever; a stop does not. Nothing was acknowledged, the marker is there, and the next start finishes it."""
+    directory = laggard("kept", received=False, marked=False)
+    node = await start(directory)
+    try:
+        shutil.copy(states.donor, received_file(directory, states))
+        metadata = SnapshotMetadata(index=Index(states.donor_index), term=Term(states.donor_term), conf_state=node.store.conf_state)
+        with full_disk() as tried:
+            node.driver.step(
+                Message(
+                    type=MessageType.SNAP,
+                    from_=NodeId(7),
+                    to=node.member_id,
+                    term=Term(states.donor_term + 5),
+                    snapshot=Snapshot(metadata=metadata),
+                ),
+                Index(0),
+            )
+            assert await asyncio.to_thread(tried.wait, 20)
+            await asyncio.wait_for(node.stop(), 20)
+    except BaseException:
+        await node.stop()
+        raise
     await assert_boots(directory, states.donor_acked)
     assert not received_file(directory, states).exists()
 

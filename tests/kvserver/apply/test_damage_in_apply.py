@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvserver import commands
-from kvserver.apply import Applier, ApplyMetDamageError, Store, UnreadablePayloadError
-from kvserver.apply import store as store_module
+from kvserver.apply import Applier, ApplyMetDamageError, Store, UnreadablePayloadError, removal
 from kvserver.commands import CommandKind, ProposalId
 from kvserver.errors import CorruptError, FatalError, StoppedError
 from kvserver.mvcc.layout import GONE, KEY, LONG, REV, pack_revision
 from kvserver.pb.rpc_pb2 import CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest
-from kvserver.storage import EngineHooks
+from kvserver.storage import EngineHooks, StoreUnreadableError
 from kvserver.testing.damage import flip_row
 from kvserver.types import NodeId, Revision
 
@@ -181,8 +181,25 @@ async def test_what_was_applied_before_is_committed_no_more_but_what_was_committ
     assert opened.store.applied_index == committed
 
 
+async def test_a_snapshot_is_not_installed_over_the_damage(opened: Opened, tmp_path: Path) -> None:
+    sound = tmp_path / "copy"
+    await opened.store.commit()
+    await asyncio.to_thread(opened.store.copy_to, sound)
+    await opened.damage(KEY, b"a")
+    error = opened.meet(PutRequest(key=b"a"))
+    with pytest.raises(StoreUnreadableError, match="fails its checksum"):
+        await asyncio.to_thread(opened.store.copy_to, tmp_path / "of the damage")
+    with pytest.raises(ApplyMetDamageError) as met:
+        await opened.store.install(sound)
+    assert met.value is error
+    assert sound.exists()
+    await opened.store.close()
+    opened.reopen()
+    opened.meet(PutRequest(key=b"a"))
+
+
 async def test_who_waits_for_a_compactions_removal_is_answered(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "COMPACTION_SLICE", 1)
+    monkeypatch.setattr(removal, "COMPACTION_SLICE", 1)
     await opened.damage(KEY, b"a")
     opened.machine.apply(CompactionRequest(revision=5))
     waiting = asyncio.create_task(opened.store.wait_compacted(Revision(5)))
@@ -191,4 +208,4 @@ async def test_who_waits_for_a_compactions_removal_is_answered(opened: Opened, m
     opened.meet(PutRequest(key=b"a"))
     with pytest.raises(CorruptError):
         await waiting
-    assert opened.store._slice_handle is None, "nothing is removed any more, nor tried"
+    assert opened.store._removal._handle is None, "nothing is removed any more, nor tried"

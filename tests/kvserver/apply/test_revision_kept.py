@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvserver.apply import Store
-from kvserver.apply import store as store_module
+from kvserver.apply import Store, removal
 from kvserver.mvcc.integrity import CrossCheck
 from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest
 
@@ -41,7 +40,7 @@ def copy_at_every_commit(machine: Any, directory: Path) -> list[tuple[Path, int,
 async def test_revision_and_compaction_survive_a_kill_at_every_commit(
     open_machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "COMPACTION_SLICE", 4)
+    monkeypatch.setattr(removal, "COMPACTION_SLICE", 4)
     machine = await open_machine(commit_count=1, interval_s=0.0)
     await machine.flush()
     copies = copy_at_every_commit(machine, tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,13 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvserver.apply import ApplyMetDamageError, Store, reading
+from kvserver.apply import ApplyMetDamageError, OnlineCheck, Store, inspect, inspection, reading, removal
 from kvserver.apply import store as store_module
-from kvserver.errors import CompactedError, CorruptError, DeterministicError
+from kvserver.errors import CompactedError, CorruptError, DeterministicError, RequestTimeoutError
 from kvserver.mvcc import META, TABLES
 from kvserver.mvcc.layout import REV, pack_revision
 from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest
-from kvserver.storage import StoreUnreadableError
+from kvserver.storage import StorageNoSpaceError, StoreUnreadableError, SwapFailedError, batch, check_structure, files
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision
 
 OpenMachine = Callable[..., Awaitable[Any]]
@@ -151,7 +153,7 @@ async def test_compaction_stops_in_front_of_a_damaged_record(machine: Any) -> No
 
 
 async def test_removal_goes_on_after_a_restart(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "COMPACTION_SLICE", 10)
+    monkeypatch.setattr(removal, "COMPACTION_SLICE", 10)
     for number in range(100):
         machine.apply(PutRequest(key=b"k%d" % (number % 3)))
     machine.apply(CompactionRequest(revision=101))
@@ -169,7 +171,7 @@ async def test_removal_goes_on_after_a_restart(machine: Any, monkeypatch: pytest
 
 
 async def test_compactions_that_come_during_a_removal_are_all_carried_out(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "COMPACTION_SLICE", 3)
+    monkeypatch.setattr(removal, "COMPACTION_SLICE", 3)
     finished: list[int] = []
     machine.store.on_compacted(finished.append)
     for number in range(30):
@@ -251,3 +253,174 @@ async def test_durable_index_follows_commits_and_waiters_are_told(machine: Any) 
     machine.store.request_commit()
     await waiting
     assert machine.store.durable_index == 1
+
+
+# --- while a snapshot takes the store's place --------------------------------------------------------------------------------------------
+
+
+class HeldExchange:
+    """The exchange of the files waits on its thread."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        exchange = files.replace
+
+        def held(*arguments: Any) -> None:
+            self.begun.set()
+            assert self.go.wait(20)
+            exchange(*arguments)
+
+        monkeypatch.setattr(files, "replace", held)
+
+
+async def with_copy_and_pending_removal(machine: Any, path: Path) -> None:
+    """A store with 200 keys, a copy of it, and a compaction whose removal has begun."""
+    for number in range(400):
+        machine.apply(PutRequest(key=b"k%03d" % (number % 200), value=b"v" * 50))
+    await machine.flush()
+    await asyncio.to_thread(machine.store.copy_to, path)
+    machine.apply(CompactionRequest(revision=machine.store.current_revision))
+    await asyncio.sleep(0)
+    assert machine.store.mvcc.compactor.pending
+
+
+async def test_reads_during_an_install_are_answered_or_told_to_try_again(
+    machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "SCAN_BUDGET", 10)
+    await with_copy_and_pending_removal(machine, tmp_path / "copy")
+    held = HeldExchange(monkeypatch)
+    installing = asyncio.create_task(machine.store.install(tmp_path / "copy"))
+    try:
+        await asyncio.to_thread(held.begun.wait, 20)
+        assert keys(await machine.store.read(RangeRequest(key=b"k000"))) == [b"k000"]
+        with pytest.raises(RequestTimeoutError):
+            await machine.store.read(EVERYTHING)
+        with pytest.raises(RequestTimeoutError):
+            await machine.store.hash_kv()
+    finally:
+        held.go.set()
+    await asyncio.wait_for(installing, 20)
+    assert len((await machine.store.read(EVERYTHING)).kvs) == 200
+
+
+async def test_a_check_that_meets_an_install_goes_on_behind_it(machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await with_copy_and_pending_removal(machine, tmp_path / "copy")
+    held = HeldExchange(monkeypatch)
+    installing = asyncio.create_task(machine.store.install(tmp_path / "copy"))
+    try:
+        await asyncio.to_thread(held.begun.wait, 20)
+        checking = asyncio.create_task(OnlineCheck(machine.store, interval_s=1).check_once())
+        await asyncio.sleep(0.05)
+        assert not checking.done()
+    finally:
+        held.go.set()
+    await asyncio.wait_for(installing, 20)
+    assert await asyncio.wait_for(checking, 20) == 0
+
+
+async def test_no_slice_of_a_removal_runs_during_an_install(machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "COMPACTION_SLICE", 1)
+    await with_copy_and_pending_removal(machine, tmp_path / "copy")
+    held = HeldExchange(monkeypatch)
+    slices: list[int] = []
+    compactor = machine.store.mvcc.compactor
+    run = compactor.run_slice
+    monkeypatch.setattr(compactor, "run_slice", lambda count: (slices.append(1), run(count))[1])
+    installing = asyncio.create_task(machine.store.install(tmp_path / "copy"))
+    try:
+        await asyncio.to_thread(held.begun.wait, 20)
+        slices.clear()
+        machine.store.start_removal()
+        await asyncio.sleep(0.05)
+        assert slices == []
+    finally:
+        held.go.set()
+    await asyncio.wait_for(installing, 20)
+    assert machine.store.compacted_revision == -1, "the copy was made before"
+    machine.applier = type(machine.applier)(machine.store)
+    machine.apply(CompactionRequest(revision=300))
+    await asyncio.wait_for(machine.store.wait_compacted(Revision(300)), 20)
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_removal_goes_on_after_an_install_that_came_to_nothing(
+    machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+) -> None:
+    monkeypatch.setattr(removal, "COMPACTION_SLICE", 1)
+    await with_copy_and_pending_removal(machine, tmp_path / "copy")
+    tried = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def fail(*arguments: Any, **keywords: Any) -> None:
+        loop.call_soon_threadsafe(tried.set)
+        raise OSError(errno.ENOSPC if is_cancelled else errno.EIO, "no such luck")
+
+    monkeypatch.setattr(files, "prepare_replace", fail)
+    installing = asyncio.create_task(machine.store.install(tmp_path / "copy"))
+    await tried.wait()
+    if is_cancelled:
+        installing.cancel()
+    with pytest.raises((SwapFailedError, asyncio.CancelledError)):
+        await installing
+    await asyncio.wait_for(machine.store.wait_compacted(machine.store.compacted_revision), 20)
+
+
+async def test_an_install_that_is_cancelled_during_the_exchange_is_whole(
+    machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await with_copy_and_pending_removal(machine, tmp_path / "copy")
+    held = HeldExchange(monkeypatch)
+    installing = asyncio.create_task(machine.store.install(tmp_path / "copy"))
+    await asyncio.to_thread(held.begun.wait, 20)
+    installing.cancel()
+    held.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(installing, 20)
+    assert (machine.store.applied_index, machine.store.durable_index, machine.store.compacted_revision) == (400, 400, -1)
+
+
+async def test_a_removal_waits_while_the_disk_is_full(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it deletes gives space back only after it was written itself: it would fill the buffer for nothing."""
+    monkeypatch.setattr(removal, "COMPACTION_SLICE", 1)
+    monkeypatch.setattr(removal, "SPACE_PAUSE_S", 0.01)
+    told: list[object] = []
+    machine.store._engine.hooks.on_no_space = told.append
+    real = batch.commit
+
+    def full(*arguments: Any) -> float:
+        raise StorageNoSpaceError(machine.path, "full")
+
+    for number in range(100):
+        machine.apply(PutRequest(key=b"k%d" % (number % 3)))
+    monkeypatch.setattr(batch, "commit", full)
+    machine.store.request_commit()
+    while not told:  # noqa: ASYNC110 - lets the commit thread run
+        await asyncio.sleep(0.001)
+    machine.apply(CompactionRequest(revision=101))
+    before = machine.store.buffered_bytes
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+    assert machine.store.mvcc.compactor.pending
+    assert machine.store.buffered_bytes == before
+    monkeypatch.setattr(batch, "commit", real)
+    machine.store._engine._write_pending()  # the next try, without waiting for it
+    await asyncio.wait_for(machine.store.wait_compacted(Revision(101)), 20)
+
+
+async def test_a_copy_is_read_in_one_walk_over_every_row(machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[dict[str, Any]] = []
+
+    def noted(path: Path, tables: Any, **keywords: Any) -> None:
+        walks.append(keywords)
+        check_structure(path, tables, **keywords)
+
+    monkeypatch.setattr(files, "check_structure", noted)
+    monkeypatch.setattr(inspection, "check_structure", noted)
+    machine.apply(PutRequest(key=b"a"))
+    await machine.flush()
+    await asyncio.to_thread(machine.store.copy_to, tmp_path / "copy")
+    assert [walk["every_row"] for walk in walks] == [True]
+    found = await asyncio.to_thread(inspect, tmp_path / "copy")
+    assert await machine.store.install(tmp_path / "copy", found) is not None
+    assert len(walks) == 2, "what was inspected is not inspected again"

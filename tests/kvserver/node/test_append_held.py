@@ -49,7 +49,7 @@ class Bench:
             window=self,
             worker=worker,
             hard_state=EMPTY_HARD_STATE,
-            install=self.install,
+            install=lambda message, hard_state: self.install(message, hard_state),  # noqa: PLW0108 - tests give it another one
             on_saved=lambda messages: self.acknowledged.extend(message.index for message in messages),
             on_fatal=self.fatal.append,
             on_held=lambda error: self.held.append(error is not None),
@@ -150,3 +150,44 @@ async def test_an_install_waits_for_space_too(bench: Bench, stop: bool) -> None:
         bench.full = False
         await bench.until(lambda: bench.acknowledged == [8])
         assert bench.held == [True, False]
+
+
+async def test_a_stop_cuts_an_install_short_that_waits_for_the_stores_space(bench: Bench) -> None:
+    """The store waits for as long as there is no space, and says nothing of it to the queue."""
+    waits = asyncio.Event()
+
+    async def wait_for_ever(message: Message, _: HardState) -> None:
+        waits.set()
+        await asyncio.Event().wait()
+
+    bench.install = wait_for_ever  # type: ignore[method-assign]
+    bench.queue.submit(append(8, snapshot=True))
+    bench.queue.submit(append(9))
+    await asyncio.wait_for(waits.wait(), 10)
+    await asyncio.wait_for(bench.queue.wait_idle(), 10)
+    assert (bench.saved, bench.acknowledged, bench.window, bench.held) == ([], [], [], [])
+
+
+async def test_an_install_that_can_not_be_stopped_is_waited_for_and_not_acknowledged(bench: Bench) -> None:
+    """The exchange of the files goes to its end (swap.py): only then may they be closed."""
+    begun, go, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def finish_first(message: Message, _: HardState) -> None:
+        begun.set()
+        try:
+            await go.wait()
+        except asyncio.CancelledError:
+            await go.wait()
+            ended.set()
+            raise
+
+    bench.install = finish_first  # type: ignore[method-assign]
+    bench.queue.submit(append(8, snapshot=True))
+    await asyncio.wait_for(begun.wait(), 10)
+    stopping = asyncio.create_task(bench.queue.wait_idle())
+    await asyncio.sleep(0.01)
+    assert not stopping.done()
+    go.set()
+    await asyncio.wait_for(stopping, 10)
+    assert ended.is_set()
+    assert bench.acknowledged == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any
 import pytest
 
 from kvserver import commands
-from kvserver.apply import Applier, Store, inspect
+from kvserver.apply import Applier, ApplyMetDamageError, Store, inspect
 from kvserver.commands import CommandKind, ProposalId
-from kvserver.errors import RequestTimeoutError, SnapshotFailedError, SnapshotNoRoomError, TooManyRequestsError
+from kvserver.errors import CorruptError, RequestTimeoutError, SnapshotFailedError, SnapshotNoRoomError, TooManyRequestsError
 from kvserver.logs import Logger
 from kvserver.node.backups import MAX_STREAMS, RESERVE_BYTES, Backups
 from kvserver.pb import rpc_pb2
 from kvserver.snapshot import SnapshotCopies
-from kvserver.storage import EngineConfig
+from kvserver.storage import EngineConfig, batch
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Term
 from wal import OsFiles
 
@@ -199,10 +200,37 @@ async def test_a_copy_whose_file_is_cut_short_is_a_failure_not_a_short_snapshot(
             await copy.read(0, copy.size_bytes)
 
 
-async def test_a_store_that_can_not_commit_in_time_is_a_timeout(member: Copied) -> None:
+async def test_a_store_that_can_not_commit_in_time_is_a_timeout(member: Copied, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, write = threading.Event(), batch.write
+
+    def slowly(*arguments: Any) -> float:
+        assert go.wait(20)
+        return write(*arguments)
+
     member.put(b"k")
-    member.store.allow_commit_through(Index(1))  # the WAL is stuck
-    with pytest.raises(RequestTimeoutError):
-        await member.open(wait_s=0.05).__aenter__()
+    monkeypatch.setattr(batch, "write", slowly)
+    try:
+        with pytest.raises(RequestTimeoutError):
+            await member.open(wait_s=0.05).__aenter__()
+    finally:
+        go.set()
     assert member.backups.open_count == 0
-    member.store.allow_commit_through(Index(2))
+    async with member.open():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cause", "answer"),
+    [
+        (ApplyMetDamageError(Path("db"), "the row 'k' of table key", "fails its checksum", Index(3)), CorruptError),
+        (ValueError("a defect"), SnapshotFailedError),
+    ],
+)
+async def test_a_store_that_takes_no_more_is_not_saved(member: Copied, cause: Exception, answer: type[Exception]) -> None:
+    member.put(b"applied and not committed")
+    member.store.poison(cause)
+    with pytest.raises(answer):
+        async with member.open():
+            pytest.fail("it was opened")
+    assert member.backups.open_count == 0
+    assert member.copies_on_disk() == []

@@ -1,4 +1,4 @@
-"""What the transport tells the node: received snapshots that nobody wants leave no file behind."""
+"""What the transport tells the node, and what the node makes of it: which received snapshots are of use, what is admitted."""
 
 from __future__ import annotations
 
@@ -62,18 +62,13 @@ def handler_over(driver: FakeDriver) -> NodePeerHandler:
 
 
 @pytest.mark.parametrize(("pending", "kept"), [(50, True), (None, False), (51, False)])
-def test_a_snapshot_that_raft_does_not_take_is_removed_and_raft_answers_all_the_same(
-    tmp_path: Path, pending: int | None, kept: bool
-) -> None:
+def test_a_snapshot_that_raft_does_not_take_is_of_no_use_and_raft_answers_all_the_same(pending: int | None, kept: bool) -> None:
     """Neither one of what is applied, nor one of what is merely committed: the log brings that."""
     driver = FakeDriver(pending)
-    path = tmp_path / "received"
-    path.write_bytes(b"a store")
     snapshot = Snapshot(metadata=SnapshotMetadata(index=Index(50), term=Term(2)))
     message = Message(type=MessageType.SNAP, from_=NodeId(2), to=NodeId(1), term=Term(2), snapshot=snapshot)
-    handler_over(driver).on_snapshot_received(message, path)
+    assert handler_over(driver).on_snapshot_received(message, Path("received"), 7) is kept
     assert driver.stepped == [message]
-    assert path.exists() is kept
 
 
 def test_what_is_not_admitted_never_reaches_raft_but_shows_that_the_peer_is_alive() -> None:

@@ -73,6 +73,7 @@ class Handler:
         self.results: list[SnapshotOutcome] = []
         self.received: list[tuple[Message, Path]] = []
         self.refuse_snapshot: Exception | None = None
+        self.takes_snapshots = True
         self.requests: list[tuple[NodeId, int, bytes]] = []
         self.answer: Callable[[int, bytes], Awaitable[bytes]] = self.answer_nothing
         self.pages: dict[str, object] = {"/version": {"etcdserver": "3.5.0", "etcdcluster": "3.5.0"}, "/members": [{"id": 1}]}
@@ -126,11 +127,13 @@ class Handler:
         self.results.append(outcome)
         self._changed.set()
 
-    def on_snapshot_received(self, message: Message, path: Path) -> None:
+    def on_snapshot_received(self, message: Message, path: Path, size_bytes: int) -> bool:
+        assert size_bytes == path.stat().st_size
         if self.refuse_snapshot is not None:
             raise self.refuse_snapshot
         self.received.append((message, path))
         self._changed.set()
+        return self.takes_snapshots
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -23,6 +24,7 @@ from kvserver.snapshot.incoming import IncomingFile
 from kvserver.types import ClusterId, NodeId
 from raft.messages import Message, MessageType
 from raft.types import ConfState, Index, Snapshot, SnapshotMetadata, Term
+from wal import OsFiles
 
 SMALL = SnapshotOptions(chunk_size_bytes=16 * 1024, stall_timeout_s=5)
 HASTY = SnapshotOptions(chunk_size_bytes=16 * 1024, stall_timeout_s=0.2, sign_of_life_s=0.01, hangup_timeout_s=0.5)
@@ -223,6 +225,58 @@ async def test_a_snapshot_that_the_node_doesnt_want_is_removed_and_reported(star
     await one.handler.until(lambda: bool(one.handler.results))
     assert one.handler.results[0].reason == "stopping"
     assert files_of(two) == []
+
+
+async def test_a_snapshot_that_is_no_news_is_removed_off_the_loop_and_the_sender_hears_of_success(start_member, connect, monkeypatch):
+    one, two, _ = await pair(start_member, connect)
+    two.handler.takes_snapshots = False
+    removed_by = []
+    remove = OsFiles.remove
+
+    def noted(files, path):
+        if path.parent == two.directory:
+            removed_by.append(threading.current_thread())
+        remove(files, path)
+
+    monkeypatch.setattr(OsFiles, "remove", noted)
+    one.transport.send_snapshot(ask(1, 2))
+    await one.handler.until(lambda: bool(one.handler.results))
+    assert one.handler.results[0].ok
+    assert files_of(two) == []
+    assert len(removed_by) == 1
+    assert removed_by[0] is not threading.main_thread()
+
+
+async def test_what_one_sender_brings_in_vain_is_gone_before_another_brings_the_same_with_success(start_member, connect, monkeypatch):
+    """Both end at the same name: the removal of the first must not hit the second's file."""
+    one, two, three = [await start_member(number, snapshots=SMALL) for number in (1, 2, 3)]
+    await connect(one, two, three)
+    three.metadata = one.metadata
+    begun, go = threading.Event(), threading.Event()
+    remove = OsFiles.remove
+
+    def held(files, path):
+        if path.parent == two.directory and path.name.startswith("received-"):
+            begun.set()
+            assert go.wait(20)
+        remove(files, path)
+
+    monkeypatch.setattr(OsFiles, "remove", held)
+    with ThreadPoolExecutor(4) as many:  # so that the second transfer is not held up by the first one's removal
+        monkeypatch.setattr(two.transport._receiver, "_executor", many)
+        try:
+            two.handler.takes_snapshots = False
+            one.transport.send_snapshot(ask(1, 2))
+            await asyncio.to_thread(begun.wait, 20)
+            two.handler.takes_snapshots = True
+            three.transport.send_snapshot(ask(3, 2))
+            await asyncio.wait([asyncio.create_task(three.handler.until(lambda: bool(three.handler.results)))], timeout=0.3)
+        finally:
+            go.set()
+        await three.handler.until(lambda: bool(three.handler.results))
+        await one.handler.until(lambda: bool(one.handler.results))
+    (_, path) = two.handler.received[-1]
+    assert (len(two.handler.received), files_of(two)) == (2, [path.name])
 
 
 async def test_cancelling_ends_the_transfer_and_cleans_up(start_member, connect, start_proxy):

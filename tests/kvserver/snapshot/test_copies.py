@@ -75,6 +75,27 @@ async def test_laggards_share_a_copy_while_it_is_held_and_new_enough(tmp_path, e
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_who_has_read_a_copy_does_not_wait_for_the_next_one_to_be_taken(tmp_path, executor):
+    """A copy of a large store takes minutes; chunks, and the end of transfers, have a thread of their own."""
+    store = Store()
+    with ThreadPoolExecutor(max_workers=1) as io:
+        copies = SnapshotCopies(tmp_path, store.make_copy, executor, io=io)
+        first = await copies.acquire(Index(1))
+        store.started.clear()
+        store.go_on.clear()
+        store.index = 20
+        second = asyncio.create_task(copies.acquire(Index(11)))
+        try:
+            await asyncio.to_thread(store.started.wait)
+            async with asyncio.timeout(20):
+                await copies.release(first)
+            assert not first.path.exists()
+            assert not second.done()
+        finally:
+            store.go_on.set()
+        await copies.release(await second)
+
+
 async def test_releasing_twice_is_a_programmers_error(tmp_path, executor):
     copies = SnapshotCopies(tmp_path, Store().make_copy, executor)
     copy = await copies.acquire(Index(1))

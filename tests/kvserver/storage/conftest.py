@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kvserver.storage import Engine, EngineConfig, EngineHooks
+from kvserver.storage import Engine, EngineConfig, EngineHooks, batch
+from tests.kvserver.storage.held import HeldCommits
 
 OpenEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldCommits]:
+    commits = HeldCommits()
+    monkeypatch.setattr(batch, "write", commits)
+    yield commits
+    commits.open()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 
 from kvserver.errors import FatalError
 from kvserver.storage import Engine, EngineConfig, EngineHooks, StorageNoSpaceError, batch, files
+from kvserver.storage.engine import DOUBTFUL_TRIES
 from kvserver.storage.layer import Layer
 from kvserver.testing.small_disk import SmallDiskError, fill, free_bytes, small_disk
 
@@ -123,6 +124,7 @@ async def test_a_swap_needs_no_space_once_it_has_begun_and_waits_for_what_it_nee
     engine = Engine.open(disk / "db", tables=(b"one",), config=CONFIG, hooks=EngineHooks(on_no_space=told.append))
     write(engine, 1)
     await engine.commit()
+    files.lock_path(disk / "other").unlink()  # a received file has none
     filler = fill(disk)
     swap = asyncio.create_task(engine.replace_with(disk / "other", mark=50))
     await until(lambda: bool(told))
@@ -134,21 +136,80 @@ async def test_a_swap_needs_no_space_once_it_has_begun_and_waits_for_what_it_nee
     await engine.close()
 
 
+def cut_short(*_: object) -> float:
+    """What LMDB says of a write that was cut short, and of a disk that fails."""
+    error = lmdb.Error("mdb_txn_commit: Input/output error")
+    error.code = errno.EIO
+    raise error
+
+
 def test_an_io_error_means_want_of_space_only_where_space_was_tight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LMDB says EIO for a write that was cut short, and somebody may have freed space by the time one looks."""
     layer = Layer(1)
     layer.set(0, b"k", bytes(1000))
-    error = lmdb.Error("mdb_txn_commit")
-    error.code = errno.EIO
-
-    def cut_short(*_: object) -> float:
-        raise error
-
     monkeypatch.setattr(batch, "write", cut_short)
     monkeypatch.setattr(files, "is_disk_full", lambda directory: False)
     monkeypatch.setattr(files, "free_bytes", lambda directory: 100)
-    with pytest.raises(StorageNoSpaceError):
+    with pytest.raises(StorageNoSpaceError) as tight:
         batch.commit(None, [], layer, tmp_path / "db")  # type: ignore[arg-type]
+    assert tight.value.is_doubtful
     monkeypatch.setattr(files, "free_bytes", lambda directory: 1 << 30)
     with pytest.raises(lmdb.Error):
         batch.commit(None, [], layer, tmp_path / "db")  # type: ignore[arg-type]
+    monkeypatch.setattr(files, "is_disk_full", lambda directory: True)
+    with pytest.raises(StorageNoSpaceError) as full:
+        batch.commit(None, [], layer, tmp_path / "db")  # type: ignore[arg-type]
+    assert not full.value.is_doubtful
+
+
+async def test_an_io_error_that_may_have_been_want_of_space_is_believed_twice_and_then_fatal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails while it is nearly full must not be written to for ever."""
+    attempts: list[object] = []
+    fatal: list[FatalError] = []
+    told: list[object] = []
+
+    def fail(*_: object) -> float:
+        attempts.append(None)
+        return cut_short()
+
+    hooks = EngineHooks(on_no_space=told.append, on_fatal=fatal.append)
+    engine = Engine.open(tmp_path / "db", tables=(b"one",), config=CONFIG, hooks=hooks)
+    monkeypatch.setattr(batch, "write", fail)
+    monkeypatch.setattr(files, "is_disk_full", lambda directory: False)
+    monkeypatch.setattr(files, "free_bytes", lambda directory: 100)
+    write(engine, 1)
+    engine.request_commit()
+    await until(lambda: bool(fatal))
+    assert len(attempts) == DOUBTFUL_TRIES == 3
+    assert len(told) == 1
+    assert str(fatal[0]) == (
+        f"the store {tmp_path / 'db'} failed: mdb_txn_commit: Input/output error, 3 times in a row, though the disk has space; "
+        "nothing after the last commit is durable; check the disk, then start again"
+    )
+    await engine.close()
+    assert len(attempts) == 3
+
+
+async def test_io_errors_on_a_disk_that_is_full_are_never_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doubtful ones count in a row only, and those with a full disk beside them are no doubt."""
+    attempts: list[object] = []
+    fatal: list[FatalError] = []
+    real = batch.write
+
+    def fail(*_: object) -> float:
+        attempts.append(None)
+        return cut_short()
+
+    engine = Engine.open(tmp_path / "db", tables=(b"one",), config=CONFIG, hooks=EngineHooks(on_fatal=fatal.append))
+    monkeypatch.setattr(batch, "write", fail)
+    monkeypatch.setattr(files, "is_disk_full", lambda directory: len(attempts) % 3 != 0)
+    monkeypatch.setattr(files, "free_bytes", lambda directory: 100)
+    write(engine, 1)
+    engine.request_commit()
+    await until(lambda: len(attempts) >= 7)
+    assert fatal == []
+    monkeypatch.setattr(batch, "write", real)
+    await asyncio.wait_for(engine.wait_durable(1), 10)
+    await engine.close()

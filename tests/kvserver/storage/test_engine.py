@@ -26,7 +26,7 @@ from kvserver.storage import (
     files,
 )
 from kvserver.storage import engine as engine_module
-from wal import OsFiles
+from tests.kvserver.storage.held import HeldCommits
 
 OpenEngine = Callable[..., Engine]
 
@@ -66,9 +66,8 @@ async def test_writes_during_a_commit_go_to_the_next_batch(open_engine: OpenEngi
     assert told == [1, 2]
 
 
-async def test_buffer_over_its_bound_makes_the_applier_wait(open_engine: OpenEngine) -> None:
+async def test_buffer_over_its_bound_makes_the_applier_wait(open_engine: OpenEngine, held: HeldCommits) -> None:
     engine = open_engine(interval_s=60, commit_bytes=5000, max_buffer_bytes=10_000)
-    engine.allow_commit_through(0)  # nothing may be written yet
     write(engine, 1, b"x" * 6000)
     assert engine.has_room
     write(engine, 2, b"x" * 6000)
@@ -76,7 +75,7 @@ async def test_buffer_over_its_bound_makes_the_applier_wait(open_engine: OpenEng
     waiting = asyncio.create_task(engine.wait_room())
     await asyncio.sleep(0)
     assert not waiting.done()
-    engine.allow_commit_through(1)
+    held.allow()
     await waiting
     assert engine.has_room
     assert engine.durable_mark == 1
@@ -91,30 +90,12 @@ class PromptExecutor(ThreadPoolExecutor):
         return future
 
 
-async def test_batch_waits_for_the_wal(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "ThreadPoolExecutor", PromptExecutor)
-    engine = open_engine(interval_s=60)
-    engine.allow_commit_through(4)
-    write(engine, 5)
-    engine.request_commit()
-    await asyncio.sleep(0)  # what was written would be known now
-    assert engine.durable_mark == 0
-    engine.allow_commit_through(5)
-    await asyncio.sleep(0)
-    assert engine.durable_mark == 5
-
-
-async def test_close_commits_what_the_wal_allows_and_nothing_else(open_engine: OpenEngine) -> None:
+async def test_close_commits_what_is_buffered_unless_told_not_to(open_engine: OpenEngine) -> None:
     engine = open_engine(interval_s=60)
     write(engine, 1)
     await engine.close()
     engine = open_engine(interval_s=60)
     assert engine.reader.get(0, b"k1") == b"v"
-    engine.allow_commit_through(1)
-    write(engine, 2)
-    await engine.close()
-    engine = open_engine(interval_s=60)
-    assert engine.reader.get(0, b"k2") is None
     write(engine, 2)
     await engine.close(commit=False)
     engine = open_engine(interval_s=60)
@@ -194,15 +175,14 @@ async def test_commit_waits_for_everything_written_so_far(open_engine: OpenEngin
     assert engine.buffered_bytes == 0
 
 
-async def test_count_bounds_the_batch_that_fills_while_another_waits(open_engine: OpenEngine) -> None:
+async def test_count_bounds_the_batch_that_fills_while_another_waits(open_engine: OpenEngine, held: HeldCommits) -> None:
     engine = open_engine(interval_s=60, commit_count=10)
-    engine.allow_commit_through(0)
     for mark in range(1, 20):
         write(engine, mark)
         assert engine.has_room
     write(engine, 20)
     assert not engine.has_room
-    engine.allow_commit_through(20)
+    held.open()
     await engine.wait_room()
 
 
@@ -298,58 +278,6 @@ async def test_copy_holds_what_is_committed_and_is_private(open_engine: OpenEngi
         engine.copy_to(tmp_path / "copy")
 
 
-async def test_replacement_drops_the_buffer_and_serves_the_copy(open_engine: OpenEngine, tmp_path: Path) -> None:
-    other = open_engine("other", interval_s=60)
-    write(other, 50, b"new")
-    await other.close()
-    engine = open_engine(interval_s=60)
-    write(engine, 1)
-    engine.request_commit()
-    await engine.wait_durable(1)
-    write(engine, 2)
-    await engine.replace_with(tmp_path / "other", mark=50)
-    assert engine.durable_mark == 50
-    assert [key for key, _ in engine.reader.iterate(0)] == [b"k50"]
-    assert not (tmp_path / "other").exists()
-    write(engine, 51)
-    await engine.close()
-    engine = open_engine()
-    assert [key for key, _ in engine.reader.iterate(0)] == [b"k50", b"k51"]
-
-
-@pytest.mark.parametrize("step", ["fsync", "unlink", "lock", "rename", "directory"])
-async def test_crash_at_any_step_of_a_replacement_leaves_one_whole_store(
-    open_engine: OpenEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    other = open_engine("other", interval_s=60)
-    write(other, 50)
-    await other.close()
-    engine = open_engine(interval_s=60)
-    write(engine, 1)
-    engine.request_commit()
-    await engine.wait_durable(1)
-
-    def crash(*arguments: Any, **keywords: Any) -> None:
-        raise OSError(errno.EIO, "crash")
-
-    target = {
-        "fsync": (os, "fsync"),
-        "unlink": (Path, "unlink"),
-        "lock": (Path, "replace"),
-        "rename": (OsFiles, "rename"),
-        "directory": (OsFiles, "fsync_dir"),
-    }[step]
-    with monkeypatch.context() as patch:
-        patch.setattr(*target, crash)
-        with pytest.raises(OSError, match="crash"):
-            await engine.replace_with(tmp_path / "other", mark=50)
-    engine.abandon()
-    engine = open_engine()
-    replaced = step == "directory"
-    assert [key for key, _ in engine.reader.iterate(0)] == [b"k50" if replaced else b"k1"]
-    assert (tmp_path / "other").exists() is not replaced
-
-
 async def test_truncated_file_is_refused_not_read(open_engine: OpenEngine, tmp_path: Path) -> None:
     engine = open_engine(interval_s=60)
     write(engine, 1, b"x" * 100_000)
@@ -373,9 +301,8 @@ async def test_file_is_private_and_sparse_map_leaves_it_small(open_engine: OpenE
     assert 0 < engine.size_in_use_bytes <= engine.size_bytes
 
 
-async def test_buffered_payload_is_keys_and_values_of_both_layers(open_engine: OpenEngine) -> None:
+async def test_buffered_payload_is_keys_and_values_of_both_layers(open_engine: OpenEngine, held: HeldCommits) -> None:
     engine = open_engine(interval_s=60)
-    engine.allow_commit_through(0)
     engine.put(0, b"key", b"value")
     engine.end_entry(1)
     engine.request_commit()
@@ -383,7 +310,7 @@ async def test_buffered_payload_is_keys_and_values_of_both_layers(open_engine: O
     engine.delete(0, b"gone")
     engine.end_entry(2)
     assert engine.buffered_payload_bytes == 8 + 10 + 4
-    engine.allow_commit_through(2)
+    held.open()
     await engine.commit()
     assert engine.buffered_payload_bytes == 0
 

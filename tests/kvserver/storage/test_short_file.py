@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvserver.storage import StoreUnreadableError
-from kvserver.storage.files import check_structure, open_env, read_only_env
+from kvserver.storage.checking import check_structure
+from kvserver.storage.files import open_env, read_only_env
 
 TABLES = (b"one",)
 
