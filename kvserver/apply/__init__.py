@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvserver.apply.alarms import Alarms, is_raised, select
+from kvserver.apply.answering import AnswerRoom, Unbounded
 from kvserver.apply.applier import AppliedResult, Applier, OutOfOrderError, UnreadablePayloadError
 from kvserver.apply.inspection import inspect
 from kvserver.apply.membership import MemberChange, MemberChangeKind, change_members, decode_change, encode_change
@@ -16,6 +17,7 @@ __all__ = [
     "LEASE_COST_BYTES",
     "PUT_OVERHEAD_BYTES",
     "Alarms",
+    "AnswerRoom",
     "AppliedResult",
     "Applier",
     "HashResult",
@@ -26,6 +28,7 @@ __all__ = [
     "OutOfOrderError",
     "RevisionTooLargeError",
     "Store",
+    "Unbounded",
     "UnreadablePayloadError",
     "change_members",
     "decode_change",

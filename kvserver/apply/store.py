@@ -7,7 +7,7 @@ Rules
 - Every applied entry ends with `end_entry`, which writes index, term and revision next to the entry's data: one batch, one transaction.
 - Only the Applier (and `bootstrap`, and the removal slices) writes. All methods belong to the loop, except `copy_to` (any thread) and what
   runs on views.
-- Large reads leave the loop: `read` tries within a budget of keys and otherwise runs on a view in a small thread pool.
+- Large reads leave the loop (answering.py), to views in a small thread pool.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from kvserver.apply import meta
 from kvserver.apply.alarms import Alarms, encode_alarms
+from kvserver.apply.answering import AnswerRoom, Unbounded, answer
 from kvserver.apply.inspection import damaged, inspect, position_of, read_meta
 from kvserver.apply.meta import Membership, Meta
 from kvserver.apply.removal_waiters import RemovalWaiters
 from kvserver.errors import CorruptError, RequestTimeoutError
-from kvserver.mvcc import META, TABLES, KvHash, Mvcc, RangeTooLargeError, Snapshot, describe_row, execute_range
-from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse
+from kvserver.mvcc import META, TABLES, Allowance, KvHash, Mvcc, Snapshot, describe_row, execute_range
+from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse, TxnRequest, TxnResponse
 from kvserver.storage import (
     DamagedRowError,
     Engine,
@@ -43,13 +44,13 @@ from raft.types import SnapshotMetadata
 from wal import Files, OsFiles
 
 OS_FILES: Final = OsFiles()
-SCAN_BUDGET: Final = 500
-"""Keys that a range may touch on the loop: about 2 ms."""
 READ_THREADS: Final = 2
 COMPACTION_SLICE: Final = 200
 """Changes that one turn of a compaction's removal looks at: about 2 ms."""
 HASH_SLICE: Final = 20_000
 NEWEST: Final = Revision(0)
+UNBOUNDED: Final = Unbounded()
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,22 +231,31 @@ class Store:
         """Answer a range on the loop, however large. See mvcc.execute_range for errors."""
         return self.mvcc.range(request)
 
-    async def read(self, request: RangeRequest) -> RangeResponse:
-        """Answer a range: on the loop if it touches few keys, else in a thread, as of one state not older than the call.
+    async def read(self, request: RangeRequest, room: AnswerRoom = UNBOUNDED) -> RangeResponse:
+        """Answer a range as of one state not older than the call, when there is room for the answer (answering.py).
 
         Raises:
             EmptyKeyError, FutureRevisionError, CompactedError, CorruptError.
             RequestTimeoutError: it takes longer than a view may live, or the store is being closed or replaced.
         """
-        try:
-            return self.mvcc.range(request, scan_budget=SCAN_BUDGET)
-        except RangeTooLargeError:
-            async with self._read_slots:
-                view, state = self.read_view()
-                try:
-                    return await self._loop.run_in_executor(self._threads, _read, view, state, request)
-                except ViewExpiredError as error:
-                    raise RequestTimeoutError from error
+        return await answer(self, lambda state: execute_range(state, request), room)
+
+    async def read_txn(self, request: TxnRequest, room: AnswerRoom = UNBOUNDED) -> TxnResponse:
+        """Answer a transaction that writes nothing; as `read`. Raises also what a transaction raises."""
+        return await answer(self, lambda state: self.mvcc.read_txn(request, state), room)
+
+    def snapshot(self, allowance: Allowance) -> Snapshot:
+        """The present state, for the loop, within the allowance."""
+        return self.mvcc.snapshot(None, allowance)
+
+    async def run_on_view(self, work: Callable[[Snapshot], _Answer], allowance: Allowance) -> _Answer:
+        """Have a thread do `work` on a view of the present state. Raises RequestTimeoutError as `read`, and what `work` raises."""
+        async with self._read_slots:
+            view, state = self.read_view()
+            try:
+                return await self._loop.run_in_executor(self._threads, _run, view, state._replace(allowance=allowance), work)
+            except ViewExpiredError as error:
+                raise RequestTimeoutError from error
 
     def read_view(self) -> tuple[ReadView, Snapshot]:
         """The present state for another thread: a view, which the caller closes, and the snapshot that reads through it."""
@@ -263,12 +273,7 @@ class Store:
         hasher = KvHash(self.mvcc.snapshot(), revision)
         more = True
         while more:
-            async with self._read_slots:
-                view, state = self.read_view()
-                try:
-                    more = await self._loop.run_in_executor(self._threads, _hash_slice, view, state, hasher)
-                except ViewExpiredError as error:
-                    raise RequestTimeoutError from error
+            more = await self.run_on_view(lambda state: hasher.run_slice(state, HASH_SLICE), Allowance())
         return HashResult(
             hash=hasher.value,
             revision=Revision(hasher.revision),
@@ -438,11 +443,6 @@ class Store:
         self.start_removal()
 
 
-def _read(view: ReadView, state: Snapshot, request: RangeRequest) -> RangeResponse:
+def _run(view: ReadView, state: Snapshot, work: Callable[[Snapshot], _Answer]) -> _Answer:
     with view:
-        return execute_range(state, request)
-
-
-def _hash_slice(view: ReadView, state: Snapshot, hasher: KvHash) -> bool:
-    with view:
-        return hasher.run_slice(state, HASH_SLICE)
+        return work(state)

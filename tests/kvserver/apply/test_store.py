@@ -10,7 +10,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvserver.apply import Store
+from kvserver.apply import Store, answering
 from kvserver.apply import store as store_module
 from kvserver.errors import CompactedError, CorruptError, DeterministicError
 from kvserver.mvcc import META, TABLES
@@ -53,7 +53,7 @@ async def test_empty_entries_become_durable_too(machine: Any) -> None:
 
 
 async def test_large_read_runs_in_a_thread_on_the_state_of_its_start(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "SCAN_BUDGET", 3)
+    monkeypatch.setattr(answering, "SCAN_BUDGET", 3)
     for number in range(10):
         machine.apply(PutRequest(key=b"k%d" % number))
     reading = asyncio.create_task(machine.store.read(EVERYTHING))
