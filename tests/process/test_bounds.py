@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,10 +14,11 @@ import grpc.aio
 import pytest
 
 from kvserver.pb import rpc_pb2
-from kvserver.testing.processes import NodeProcess
+from kvserver.testing.processes import NodeProcess, ProcessCluster
 
 pytestmark = pytest.mark.process
 
+STALLED_STORE = Path(__file__).with_name("stalled_store.py")
 MEGABYTE = 1_000_000
 PUT, RANGE, TXN = (f"/etcdserverpb.KV/{name}" for name in ("Put", "Range", "Txn"))
 GENEROUS_BYTES = 200 * MEGABYTE
@@ -79,6 +81,28 @@ def test_fifty_clients_that_put_a_megabyte_at_once_are_all_served(make_node: Cal
     assert figures['kvserver_gate_waited_total{gate="writes"}'] > 0
     assert figures['kvserver_gate_refused_total{gate="writes"}'] == 0
     assert figures['kvserver_gate_held_bytes{gate="writes"}'] == 0
+
+
+def test_a_member_whose_store_hangs_holds_entries_back_and_catches_up(make_cluster: Callable[..., ProcessCluster], tmp_path: Path) -> None:
+    bound = 8 << 20
+    cluster = make_cluster(3, (f"--max-uncommitted-bytes={bound}", "--backend-buffer-bytes=1MiB"))
+    for node in cluster.nodes:
+        node.program, node.environment = (str(STALLED_STORE),), {"STORE_STALLS": str(tmp_path / node.name)}
+    cluster.start()
+    writer = cluster.leader()
+    slow = next(node for node in cluster.nodes if node is not writer)
+    stall = tmp_path / slow.name
+    stall.touch()
+    try:
+        assert asyncio.run(put_all(writer.endpoint, clients=5, puts=50)) == []
+        figures = slow.metrics()
+        assert figures["kvserver_appends_held_total"] > 0
+        assert bound // 2 < figures["kvserver_log_window_bytes"] < 3 * bound  # the bound, what was under way, and what the store holds
+        assert figures['kvserver_accounted_memory_bytes{owner="held_appends"}'] < 3 * bound
+    finally:
+        stall.unlink()
+    assert asyncio.run(count_keys(slow.endpoint)) == 50
+    assert slow.metrics()['kvserver_accounted_memory_bytes{owner="held_appends"}'] == 0
 
 
 async def read_all(endpoint: str, *, clients: int) -> list[int]:

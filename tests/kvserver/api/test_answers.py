@@ -11,7 +11,7 @@ import pytest
 
 from kvserver.api import Answers, ByteGate
 from kvserver.api.answers import FORMS, FREE_BYTES
-from kvserver.apply import Store
+from kvserver.apply import Store, answering
 from kvserver.pb.rpc_pb2 import PutRequest, RangeRequest, RequestOp, TxnRequest
 from kvserver.types import ClusterId, ConfState, Index, Term
 
@@ -199,8 +199,11 @@ async def test_a_transaction_of_large_ranges_is_bounded_like_a_range(store: Stor
     call.end()
 
 
-async def test_limits_and_sorting_are_the_same_within_an_allowance(store: Store) -> None:
+@pytest.mark.parametrize("scan_budget", [3, 500])
+async def test_limits_and_sorting_are_the_same_within_an_allowance(store: Store, scan_budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "SCAN_BUDGET", scan_budget)  # with 3 keys a thread has to find out how large the answer is
     for request in (
+        EVERYTHING,
         RangeRequest(key=b"\0", range_end=b"\0", limit=25),
         RangeRequest(key=b"\0", range_end=b"\0", keys_only=True),
         RangeRequest(key=b"\0", range_end=b"\0", count_only=True),
@@ -209,6 +212,6 @@ async def test_limits_and_sorting_are_the_same_within_an_allowance(store: Store)
         ),
         RangeRequest(key=b"k05", range_end=b"k30", revision=20),
     ):
-        call, slot = open_slot(gate_of(128 * KIB))
+        call, slot = open_slot(gate_of(16 * MIB))
         assert await store.read(request, slot) == store.range(request)
         call.end()
