@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from kvserver.api import Api, MemberStatus, QuotaGate, build_api
+from kvserver.api import Answers, Api, ByteGate, MemberStatus, QuotaGate, build_api
 from kvserver.apply import OnlineCheck
 from kvserver.clock import SystemClock
 from kvserver.config import ETCD_API_VERSION, ServerConfig, limits_in_force
@@ -104,6 +104,10 @@ class Server:
                 http = HttpServer(build_http_app(api.probes, self._metrics, api.debug), logger=self._log)
                 await http.start(config.http_urls)
             grpc = GrpcServer(api, limits=GrpcLimits.of(config), metrics=self._metrics, logger=self._log)
+            writes, others = grpc.intake.writes, grpc.intake.others
+            self._metrics.attach_gate("writes", writes)
+            self._metrics.attach_gate("other_requests", others)
+            node.holders["requests"] = lambda: writes.held_bytes + others.held_bytes
             return await self._serve(node, grpc, api)
         finally:
             if api is not None:
@@ -126,6 +130,9 @@ class Server:
     def _build_api(self, node: Node) -> Api:
         facts, clock = ClusterFacts(node, self._config), SystemClock()
         self._metrics.attach_node(facts)
+        answers = ByteGate(max_bytes=self._config.max_answer_bytes, max_waiting=self._config.max_concurrent_requests)
+        self._metrics.attach_gate("answers", answers)
+        node.holders["answers"] = lambda: answers.held_bytes
         return build_api(
             proposals=node.proposals,
             reads=node.reads,
@@ -134,6 +141,7 @@ class Server:
             reconfiguration=node.reconfiguration,
             snapshots=node.backups,
             quota=QuotaGate(quota_bytes=self._config.quota_backend_bytes, space=node.store, alarms=node.alarms, clock=clock),
+            answers=Answers(answers),
             debug=DebugPages(node, self._config, self._metrics),
             clock=clock,
             max_request_bytes=self._config.max_request_bytes,

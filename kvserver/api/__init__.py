@@ -3,6 +3,8 @@
 Nothing here knows gRPC or HTTP; `kvserver.rpc` binds the handlers to a wire. What the handlers need of the rest is in `protocols`.
 """
 
+from kvserver.api.answers import Answers
+from kvserver.api.byte_gate import ByteGate
 from kvserver.api.debug import DebugSource, encode_page
 from kvserver.api.health import Check, HealthReport, HealthService, Probes
 from kvserver.api.protocols import Call, ClusterView, KvReader, MemberStatus, Proposals, Reads, Reconfiguration
@@ -12,7 +14,9 @@ from kvserver.api.snapshot import SavedCopy, SnapshotSource
 
 __all__ = [
     "AlarmRaising",
+    "Answers",
     "Api",
+    "ByteGate",
     "Call",
     "Check",
     "ClusterView",

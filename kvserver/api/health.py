@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from kvserver.api.alarms import alarm_name
 from kvserver.api.guard import Guard
 from kvserver.api.protocols import Call, ClusterView, KvReader, Reads
+from kvserver.apply import Unbounded
 from kvserver.errors import HealthServiceUnknownError, RequestError
 from kvserver.pb import health_pb2, rpc_pb2
 from raft.types import NO_NODE
@@ -136,7 +137,7 @@ class Probes:
         try:
             if not serializable:
                 await self._reads.wait_linearizable(self._guard.deadline_s())
-            await self._reader.read_range(request)
+            await self._reader.read_range(request, Unbounded())
         except RequestError as error:
             return Check(name=name, reason=f"RANGE ERROR:{error}")
         return Check(name=name)

@@ -9,6 +9,7 @@ Rules
 - A linearizable read waits for the read index, a serializable one reads at once. A transaction without puts and deletes is a read: it takes
   no place in the log; it is serializable only if it holds ranges and all of them are.
 - Writes are sent once. An availability error says that the outcome is unknown.
+- While a write waits for the cluster, its bytes are in memory once, in the entry: nobody here holds on to the request (hence `del`).
 
 Source: etcd's v3_server.go for the order of checks. Deviations: a transaction of comparisons alone is linearizable here; etcd reads it as a
 serializable one. Under the CORRUPT alarm etcd refuses writes and goes on serving reads.
@@ -21,6 +22,7 @@ from typing import cast
 
 from google.protobuf.message import Message
 
+from kvserver.api.answers import Answers
 from kvserver.api.guard import Guard
 from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads
 from kvserver.api.quota import QuotaGate
@@ -51,6 +53,7 @@ class KvService:
         reader: KvReader,
         view: ClusterView,
         quota: QuotaGate,
+        answers: Answers,
         max_request_bytes: int,
         max_txn_ops: int,
     ) -> None:
@@ -60,6 +63,7 @@ class KvService:
         self._reader = reader
         self._view = view
         self._quota = quota
+        self._answers = answers
         self._max_request_bytes = max_request_bytes
         self._max_txn_ops = max_txn_ops
 
@@ -71,7 +75,7 @@ class KvService:
         if not serializable:
             await self._reads.wait_linearizable(self._guard.deadline_s(call))
         self._refuse_if_corrupt()
-        response = await self._reader.read_range(request)
+        response = await self._reader.read_range(request, self._answers.slot(call))
         self._guard.fill(response.header)
         return response
 
@@ -79,9 +83,12 @@ class KvService:
         """Set one key."""
         self._guard.admit(call)
         check_put(request)
-        response = cast(
-            "rpc_pb2.PutResponse", await self._propose(CommandKind.PUT, request, call, cost_bytes=PUT_OVERHEAD_BYTES + call.request_bytes)
-        )
+        proposing = self._propose(CommandKind.PUT, request, call, cost_bytes=PUT_OVERHEAD_BYTES + call.request_bytes)
+        answers_with_value = request.prev_kv
+        del request
+        response = cast("rpc_pb2.PutResponse", await proposing)
+        if answers_with_value:
+            self._count(response, call)
         self._guard.fill(response.header)
         return response
 
@@ -90,6 +97,7 @@ class KvService:
         self._guard.admit(call)
         check_delete(request)
         response = cast("rpc_pb2.DeleteRangeResponse", await self._propose(CommandKind.DELETE_RANGE, request, call))
+        self._count(response, call)
         self._guard.fill(response.header)
         return response
 
@@ -101,9 +109,12 @@ class KvService:
             if not _is_serializable(request):
                 await self._reads.wait_linearizable(self._guard.deadline_s(call))
             self._refuse_if_corrupt()
-            response = await self._reader.read_txn(request)
+            response = await self._reader.read_txn(request, self._answers.slot(call))
         else:
-            response = cast("rpc_pb2.TxnResponse", await self._propose(CommandKind.TXN, request, call, cost_bytes=txn_cost_bytes(request)))
+            proposing = self._propose(CommandKind.TXN, request, call, cost_bytes=txn_cost_bytes(request))
+            del request
+            response = cast("rpc_pb2.TxnResponse", await proposing)
+            self._count(response, call)
         self._guard.fill(response.header)
         return response
 
@@ -121,13 +132,18 @@ class KvService:
         if call.request_bytes > self._max_request_bytes:
             raise RequestTooLargeError
         deadline_s = self._guard.deadline_s(call)
-        if not cost_bytes:
-            return await self._proposals.propose(kind, request, deadline_s=deadline_s, encoded=call.raw)
-        await self._quota.admit(cost_bytes, deadline_s=deadline_s)
+        if cost_bytes:
+            await self._quota.admit(cost_bytes, deadline_s=deadline_s)
         try:
-            return await self._proposals.propose(kind, request, deadline_s=deadline_s, encoded=call.raw)
+            proposing = self._proposals.propose(kind, request, deadline_s=deadline_s, encoded=call.take_raw())
+            del request
+            return await proposing
         finally:
             self._quota.release(cost_bytes)
+
+    def _count(self, response: Message, call: Call) -> None:
+        """Have what a write answers counted."""
+        self._answers.slot(call).add(response.ByteSize())
 
     def _refuse_if_corrupt(self) -> None:
         if any(alarm.alarm == rpc_pb2.CORRUPT for alarm in self._view.alarms()):

@@ -7,12 +7,13 @@ waits raises `RequestError` leaves and nothing else; cancelling a waiting call h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from google.protobuf.message import Message
 
+from kvserver.apply import AnswerRoom
 from kvserver.commands import CommandKind
 from kvserver.errors import RequestError
 from kvserver.pb import rpc_pb2
@@ -40,13 +41,15 @@ class Call(Protocol):
     def cancelled(self) -> bool:
         """Whether the client is gone. Handlers are cancelled as tasks as well; this is for those that compute between their waits."""
 
-    @property
-    def raw(self) -> bytes:
-        """The encoded request (the first one of a stream): what is replicated need not be encoded again."""
+    def take_raw(self) -> bytes:
+        """The encoded request (the first one of a stream), once, for what is replicated as it came: the call holds it no longer."""
+
+    def on_done(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when the call is over: its answer has left, or its client has."""
 
     @property
     def request_bytes(self) -> int:
-        """Its size."""
+        """The size of the encoded request."""
 
 
 class StreamCall(Call, Protocol):
@@ -91,10 +94,10 @@ class Reads(Protocol):
 class KvReader(Protocol):
     """The local store. The methods may wait (a large read runs on a thread); small reads return without suspending."""
 
-    async def read_range(self, request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeResponse:
-        """Answer a checked range request from the store as it is. Raises `CompactedError` or `FutureRevisionError`."""
+    async def read_range(self, request: rpc_pb2.RangeRequest, room: AnswerRoom) -> rpc_pb2.RangeResponse:
+        """Answer a checked range request from the store as it is, when there is room. Raises `CompactedError` or `FutureRevisionError`."""
 
-    async def read_txn(self, request: rpc_pb2.TxnRequest) -> rpc_pb2.TxnResponse:
+    async def read_txn(self, request: rpc_pb2.TxnRequest, room: AnswerRoom) -> rpc_pb2.TxnResponse:
         """Answer a checked transaction without puts and deletes, at one revision. Raises as `read_range` does."""
 
     async def hash_kv(self, revision: Revision) -> rpc_pb2.HashKVResponse:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvserver.api.answers import Answers
 from kvserver.api.cluster import ClusterService
 from kvserver.api.debug import DebugService, DebugSource
 from kvserver.api.guard import Guard
@@ -51,6 +52,7 @@ def build_api(
     reconfiguration: Reconfiguration,
     snapshots: SnapshotSource,
     quota: QuotaGate,
+    answers: Answers,
     debug: DebugSource,
     clock: Clock,
     max_request_bytes: int,
@@ -66,6 +68,7 @@ def build_api(
         reader=reader,
         view=view,
         quota=quota,
+        answers=answers,
         max_request_bytes=max_request_bytes,
         max_txn_ops=max_txn_ops,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvserver.apply.alarms import Alarms, change_alarms, is_raised, select
+from kvserver.apply.answering import AnswerRoom, Unbounded
 from kvserver.apply.applier import AppliedResult, Applier, OutOfOrderError, UnreadablePayloadError
 from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import inspect
@@ -18,6 +19,7 @@ __all__ = [
     "LEASE_COST_BYTES",
     "PUT_OVERHEAD_BYTES",
     "Alarms",
+    "AnswerRoom",
     "AppliedResult",
     "Applier",
     "ApplyMetDamageError",
@@ -30,6 +32,7 @@ __all__ = [
     "OutOfOrderError",
     "RevisionTooLargeError",
     "Store",
+    "Unbounded",
     "UnreadablePayloadError",
     "change_alarms",
     "change_members",

@@ -10,17 +10,17 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from kvserver.errors import RequestTimeoutError
-from kvserver.mvcc import KvHash, Snapshot, execute_range
-from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse
+from kvserver.mvcc import Allowance, KvHash, Snapshot
 from kvserver.storage import ReadView, ViewExpiredError
 from kvserver.types import Revision
 
 READ_THREADS: Final = 2
 HASH_SLICE: Final = 20_000
 
+_Answer = TypeVar("_Answer")
 MakeView = Callable[[], tuple[ReadView, Snapshot]]
 """The present state for another thread."""
 
@@ -43,13 +43,16 @@ class ThreadedReads:
         self._threads = threads
         self._slots = asyncio.Semaphore(READ_THREADS)
 
-    async def range(self, request: RangeRequest) -> RangeResponse:
-        """Answer a range as of one state not older than the call. Raises as `execute_range`, and RequestTimeoutError: the view expired."""
+    async def run(self, work: Callable[[Snapshot], _Answer], allowance: Allowance) -> _Answer:
+        """Have a thread do `work` on a view of one state, not older than the call, within the allowance.
+
+        Raises what `work` raises, and RequestTimeoutError: the view expired, or the store is being closed or replaced.
+        """
         loop = asyncio.get_running_loop()
         async with self._slots:
             try:
                 view, state = self._make_view()
-                return await loop.run_in_executor(self._threads, _range, view, state, request)
+                return await loop.run_in_executor(self._threads, _run, view, state._replace(allowance=allowance), work)
             except ViewExpiredError as error:
                 raise RequestTimeoutError from error
 
@@ -61,15 +64,8 @@ class ThreadedReads:
             CorruptError, StoppedError: damage was met.
             RequestTimeoutError: the store is being closed or replaced.
         """
-        loop = asyncio.get_running_loop()
-        more = True
-        while more:
-            async with self._slots:
-                try:
-                    view, now = self._make_view()
-                    more = await loop.run_in_executor(self._threads, _hash_slice, view, now, hasher)
-                except ViewExpiredError as error:
-                    raise RequestTimeoutError from error
+        while await self.run(lambda state: hasher.run_slice(state, HASH_SLICE), Allowance()):
+            pass
         return HashResult(
             hash=hasher.value,
             revision=Revision(hasher.revision),
@@ -78,11 +74,6 @@ class ThreadedReads:
         )
 
 
-def _range(view: ReadView, state: Snapshot, request: RangeRequest) -> RangeResponse:
+def _run(view: ReadView, state: Snapshot, work: Callable[[Snapshot], _Answer]) -> _Answer:
     with view:
-        return execute_range(state, request)
-
-
-def _hash_slice(view: ReadView, state: Snapshot, hasher: KvHash) -> bool:
-    with view:
-        return hasher.run_slice(state, HASH_SLICE)
+        return work(state)

@@ -7,7 +7,7 @@ Rules
 - Every applied entry ends with `end_entry`, which writes index, term and revision next to the entry's data: one batch, one transaction.
 - Only the Applier (and `bootstrap`, and the removal slices) writes. All methods belong to the loop, except `copy_to` (any thread) and what
   runs on views.
-- Large reads leave the loop: `read` tries within a budget of keys and otherwise runs on a view in a small thread pool.
+- Large reads leave the loop (answering.py), to views in a small thread pool.
 - A read sees one whole state, also while a snapshot takes the store's place: on the loop the old one until the turn in which the new one
   is in force; in a thread it ends with RequestTimeoutError, and may be tried again.
 """
@@ -19,17 +19,18 @@ import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from kvserver.apply import meta
 from kvserver.apply.alarms import Alarms, encode_alarms
+from kvserver.apply.answering import AnswerRoom, Unbounded, answer
 from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import damaged, inspect, inspect_checked, position_of, read_meta
 from kvserver.apply.meta import Membership, Meta
 from kvserver.apply.reading import READ_THREADS, HashResult, ThreadedReads
 from kvserver.apply.removal import Removal
 from kvserver.errors import CorruptError, RequestError, StoppedError
-from kvserver.mvcc import META, TABLES, KvHash, Mvcc, RangeTooLargeError, Snapshot, describe_row
+from kvserver.mvcc import META, TABLES, Allowance, KvHash, Mvcc, Snapshot, describe_row, execute_range
 from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse, TxnRequest, TxnResponse
 from kvserver.storage import (
     DamagedRowError,
@@ -44,9 +45,9 @@ from raft.types import SnapshotMetadata
 from wal import Files, OsFiles
 
 OS_FILES: Final = OsFiles()
-SCAN_BUDGET: Final = 500
-"""Keys that a range may touch on the loop: about 2 ms."""
 NEWEST: Final = Revision(0)
+UNBOUNDED: Final = Unbounded()
+_Answer = TypeVar("_Answer")
 
 
 def _ignore(text: str) -> None:
@@ -215,23 +216,27 @@ class Store:
         self._check_readable()
         return self.mvcc.range(request)
 
-    def read_txn(self, request: TxnRequest) -> TxnResponse:
-        """Answer a checked transaction that writes nothing, on the loop. Raises as `WriteTxn.txn`."""
-        self._check_readable()
-        return self.mvcc.txn(request)
-
-    async def read(self, request: RangeRequest) -> RangeResponse:
-        """Answer a range: on the loop if it touches few keys, else in a thread, as of one state not older than the call.
+    async def read(self, request: RangeRequest, room: AnswerRoom = UNBOUNDED) -> RangeResponse:
+        """Answer a range as of one state not older than the call, when there is room for the answer (answering.py).
 
         Raises:
             EmptyKeyError, FutureRevisionError, CompactedError, CorruptError.
             RequestTimeoutError: it takes longer than a view may live, or the store is being closed or replaced.
         """
+        return await answer(self, lambda state: execute_range(state, request), room)
+
+    async def read_txn(self, request: TxnRequest, room: AnswerRoom = UNBOUNDED) -> TxnResponse:
+        """Answer a transaction that writes nothing; as `read`. Raises also what a transaction raises."""
+        return await answer(self, lambda state: self.mvcc.read_txn(request, state), room)
+
+    def snapshot(self, allowance: Allowance) -> Snapshot:
+        """The present state, for the loop, within the allowance. Raises as `read_view`."""
         self._check_readable()
-        try:
-            return self.mvcc.range(request, scan_budget=SCAN_BUDGET)
-        except RangeTooLargeError:
-            return await self._threaded_reads.range(request)
+        return self.mvcc.snapshot(None, allowance)
+
+    async def run_on_view(self, work: Callable[[Snapshot], _Answer], allowance: Allowance) -> _Answer:
+        """Have a thread do `work` on a view of the present state. Raises RequestTimeoutError as `read`, and what `work` raises."""
+        return await self._threaded_reads.run(work, allowance)
 
     def read_view(self) -> tuple[ReadView, Snapshot]:
         """The present state for another thread: a view, which the caller closes, and the snapshot that reads through it.

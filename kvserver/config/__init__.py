@@ -4,6 +4,7 @@
 `exit_code` and one-line text `__main__` uses. This package imports nothing heavy: `--version` must answer at once.
 """
 
+from kvserver.config.budget import other_request_bytes
 from kvserver.config.errors import ConfigError, UsageError
 from kvserver.config.model import ETCD_API_VERSION, LogWindowConfig, ServerConfig, limits_in_force
 from kvserver.config.parser import HelpRequested, Invocation, Run, VersionRequested, parse, version_text
@@ -25,6 +26,7 @@ __all__ = [
     "format_urls",
     "help_text",
     "limits_in_force",
+    "other_request_bytes",
     "parse",
     "parse_url",
     "parse_urls",

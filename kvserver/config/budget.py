@@ -4,10 +4,13 @@ Purpose: `derive` splits a budget into the limits of the parts that hold bytes. 
 as a flag of its own; docs/memory.md shows the shares.
 
     part                          share of what is left after BASE_BYTES     the limit counts
-    log window                    8/32, and what capped parts leave over    twice: a snapshot on its way doubles it
-    unanswered proposals          8/32, at most 512 MiB                      twice: the request and the entry made from it
-    uncommitted tail              4/32, at most 256 MiB                      once
-    store's write buffer          4/32, at most 64 MiB                       once
+    log window                    what the others leave (8/32 at most,       twice: a snapshot on its way doubles it
+                                  unless they reach their maxima)
+    writes of clients             5/32, at most 256 MiB                      once: the request, or the entry made from it
+    other requests                a quarter of those, four largest at least  once
+    answers                       4/32, at most 256 MiB                      once (the gate counts both forms of an answer)
+    uncommitted tail              3/32, at most 256 MiB                      once
+    store's write buffer          4/32, at most 128 MiB                      twice: the pages that it is written to
     queues to the peers           6/32, at most 128 MiB each                 once for each peer
     entries read back from disk   2/32, at most 8 MiB or a largest request   once
 
@@ -18,8 +21,7 @@ Invariants (tests/kvserver/config/test_budget.py): the parts add up to the budge
 the budget grows; every part can hold a largest request.
 
 Caveats: the budget is that of anonymous memory. Pages of the store (memory-mapped) and of the WAL are the kernel's, and come and go with
-what is free. What is in no part has no bound in bytes (docs/memory.md, "What is not bounded"): the responses of large ranges, and requests
-that are being received.
+what is free. An answer that is larger than all of its part goes alone, and exceeds the budget (docs/memory.md).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from typing import Final
 
 from kvserver.config.errors import ConfigError
 
-__all__ = ["BASE_BYTES", "LEAST_PEERS", "MAX_BUDGET_BYTES", "Budget", "derive", "least_budget_bytes"]
+__all__ = ["BASE_BYTES", "LEAST_PEERS", "MAX_BUDGET_BYTES", "Budget", "derive", "least_budget_bytes", "other_request_bytes"]
 
 _MIB: Final = 1 << 20
 BASE_BYTES: Final = 48 * _MIB
@@ -38,10 +40,12 @@ LEAST_PEERS: Final = 2
 """A member that starts alone may become one of three."""
 MAX_BUDGET_BYTES: Final = 1 << 40
 
-_LEAST_REST_BYTES: Final = 32 * _MIB
-_REQUESTS_IN_REST: Final = 16
-"""So many largest requests fit into what is divided: the queue to one peer, the smallest part, then holds more than one of them."""
-_PROPOSALS_MAX_BYTES: Final = 512 * _MIB
+_LEAST_REST_BYTES: Final = 48 * _MIB
+_REQUESTS_IN_REST: Final = 24
+"""So many largest requests fit into what is divided: the smallest part then holds more than one of them."""
+OTHER_REQUESTS: Final = 4
+"""So many largest requests must find room that are no writes: two of what grpcio receives at most (rpc.grpc_server)."""
+_REQUESTS_MAX_BYTES: Final = 256 * _MIB
 _UNCOMMITTED_MAX_BYTES: Final = 256 * _MIB
 _BUFFER_MAX_BYTES: Final = 64 * _MIB
 _QUEUE_MAX_BYTES: Final = 128 * _MIB
@@ -56,6 +60,8 @@ class Budget:
     peers: int
     log_window_bytes: int
     inflight_bytes: int
+    other_request_bytes: int
+    answer_bytes: int
     uncommitted_bytes: int
     backend_buffer_bytes: int
     peer_queue_bytes: int
@@ -66,9 +72,11 @@ class Budget:
         return {
             "base": BASE_BYTES,
             "log_window_and_pins": 2 * self.log_window_bytes,
-            "proposals_and_requests": 2 * self.inflight_bytes,
+            "writes": self.inflight_bytes,
+            "other_requests": self.other_request_bytes,
+            "answers": self.answer_bytes,
             "uncommitted": self.uncommitted_bytes,
-            "store_buffer": self.backend_buffer_bytes,
+            "store_buffer_and_pages": 2 * self.backend_buffer_bytes,
             "peer_queues": self.peers * self.peer_queue_bytes,
             "wal_read_cache": self.wal_read_cache_bytes,
         }
@@ -77,6 +85,11 @@ class Budget:
     def sum_bytes(self) -> int:
         """What all parts may hold together."""
         return sum(self.parts().values())
+
+
+def other_request_bytes(inflight_bytes: int, receive_limit_bytes: int) -> int:
+    """Room for requests that are no writes, beside `inflight_bytes` for writes."""
+    return max(OTHER_REQUESTS * receive_limit_bytes, inflight_bytes // 4)
 
 
 def least_budget_bytes(receive_limit_bytes: int, *, peers: int = LEAST_PEERS) -> int:
@@ -104,18 +117,23 @@ def derive(budget_bytes: int, *, receive_limit_bytes: int, peers: int = LEAST_PE
     if budget_bytes > MAX_BUDGET_BYTES:
         raise ConfigError(f"--memory-budget[{budget_bytes}] must be at most {MAX_BUDGET_BYTES}")
     rest_bytes = budget_bytes - BASE_BYTES
-    proposals_bytes = min(_PROPOSALS_MAX_BYTES, rest_bytes * 8 // 32)
-    uncommitted_bytes = min(_UNCOMMITTED_MAX_BYTES, rest_bytes * 4 // 32)
-    buffer_bytes = min(_BUFFER_MAX_BYTES, rest_bytes * 4 // 32)
+    requests_bytes = min(_REQUESTS_MAX_BYTES, rest_bytes * 5 // 32)
+    answers_bytes = min(_REQUESTS_MAX_BYTES, rest_bytes * 4 // 32)
+    others_bytes = other_request_bytes(requests_bytes, receive_limit_bytes)
+    uncommitted_bytes = min(_UNCOMMITTED_MAX_BYTES, rest_bytes * 3 // 32)
+    buffer_bytes = 2 * min(_BUFFER_MAX_BYTES, rest_bytes * 2 // 32)
     queues_bytes = min(peers * _QUEUE_MAX_BYTES, rest_bytes * 6 // 32)
     cache_bytes = min(max(_READ_CACHE_MAX_BYTES, receive_limit_bytes), rest_bytes * 2 // 32)
+    others = requests_bytes + answers_bytes + others_bytes + uncommitted_bytes + buffer_bytes + queues_bytes + cache_bytes
     return Budget(
         total_bytes=budget_bytes,
         peers=peers,
-        log_window_bytes=(rest_bytes - proposals_bytes - uncommitted_bytes - buffer_bytes - queues_bytes - cache_bytes) // 2,
-        inflight_bytes=proposals_bytes // 2,
+        log_window_bytes=(rest_bytes - others) // 2,
+        inflight_bytes=requests_bytes,
+        other_request_bytes=others_bytes,
+        answer_bytes=answers_bytes,
         uncommitted_bytes=uncommitted_bytes,
-        backend_buffer_bytes=buffer_bytes,
+        backend_buffer_bytes=buffer_bytes // 2,
         peer_queue_bytes=queues_bytes // peers,
         wal_read_cache_bytes=cache_bytes,
     )

@@ -211,10 +211,11 @@ _USED: Final = (
     _limit("wal-read-cache-bytes", ValueKind.SIZE, "8MiB", "Memory for entries read back from disk, for all members that are behind."),
     _limit("max-concurrent-requests", ValueKind.INT, "4096", "Most calls being served at a time; more are refused."),
     _limit("max-inflight-requests", ValueKind.INT, "4096", "Most writes waiting for the cluster at a time; more are refused."),
-    _limit("max-inflight-bytes", ValueKind.SIZE, "32MiB", "Most bytes of writes waiting for the cluster at a time; more are refused."),
+    _limit("max-inflight-bytes", ValueKind.SIZE, "16MiB", "Most bytes of writes being received or waiting for the cluster; more wait."),
+    _limit("max-answer-bytes", ValueKind.SIZE, "16MiB", "Most bytes of answers being built or sent; more wait, a larger one goes alone."),
     _limit("max-uncommitted-bytes", ValueKind.SIZE, "64MiB", "Most bytes of entries that a leader holds uncommitted; more writes wait."),
     _limit("peer-queue-bytes", ValueKind.SIZE, "32MiB", "Most bytes queued to one member; more are dropped, and sent again later."),
-    _limit("backend-buffer-bytes", ValueKind.SIZE, "16MiB", "Most bytes applied and not yet committed to the store; then applying waits."),
+    _limit("backend-buffer-bytes", ValueKind.SIZE, "8MiB", "Most bytes applied and not yet committed to the store; then applying waits."),
     _used(Group.OBSERVABILITY, "listen-metrics-urls", ValueKind.URLS, "", "Further URLs to listen on for /metrics and /health."),
     _used(
         Group.OBSERVABILITY,

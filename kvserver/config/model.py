@@ -83,10 +83,11 @@ class ServerConfig:
     max_concurrent_streams: int = 2**32 - 1
     max_concurrent_requests: int = 4096
     max_inflight_requests: int = 4096
-    max_inflight_bytes: int = 32 * _MIB
+    max_inflight_bytes: int = 16 * _MIB
+    max_answer_bytes: int = 16 * _MIB
     max_uncommitted_bytes: int = 64 * _MIB
     peer_queue_bytes: int = 32 * _MIB
-    backend_buffer_bytes: int = 16 * _MIB
+    backend_buffer_bytes: int = 8 * _MIB
     memory_budget_bytes: int = 0
     log_window: LogWindowConfig = LogWindowConfig()
     wal_segment_bytes: int = 16 * _MIB
@@ -228,6 +229,7 @@ class ServerConfig:
         _check_range("max-concurrent-requests", self.max_concurrent_requests, 1, 1 << 20)
         _check_range("max-inflight-requests", self.max_inflight_requests, 1, 1 << 20)
         _check_range("max-inflight-bytes", self.max_inflight_bytes, self.max_request_bytes + RECEIVE_HEADROOM_BYTES, 1 << 36)
+        _check_range("max-answer-bytes", self.max_answer_bytes, _MIB, 1 << 36)
         _check_range("max-uncommitted-bytes", self.max_uncommitted_bytes, _MIB, 1 << 36)
         _check_range("peer-queue-bytes", self.peer_queue_bytes, _MIB, 1 << 36)
         _check_range("backend-buffer-bytes", self.backend_buffer_bytes, _MIB, 1 << 36)
@@ -244,6 +246,7 @@ def limits_in_force(config: ServerConfig) -> dict[str, int]:
         "memory_budget_bytes": config.memory_budget_bytes,
         "log_window_bytes": config.log_window.max_bytes,
         "max_inflight_bytes": config.max_inflight_bytes,
+        "max_answer_bytes": config.max_answer_bytes,
         "max_uncommitted_bytes": config.max_uncommitted_bytes,
         "backend_buffer_bytes": config.backend_buffer_bytes,
         "peer_queue_bytes": config.peer_queue_bytes,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from kvserver.config.budget import derive
+from kvserver.config.budget import derive, other_request_bytes
 from kvserver.config.errors import ConfigError, UsageError, ValueSyntaxError
 from kvserver.config.flags import FLAGS, Flag, Treatment, environment_name, flag_named
 from kvserver.config.model import ETCD_API_VERSION, RECEIVE_HEADROOM_BYTES, LogWindowConfig, ServerConfig
@@ -247,6 +247,7 @@ def _apply_budget(fields: dict[str, Any], window: dict[str, Any]) -> list[str]:
     window.setdefault("max_bytes", budget.log_window_bytes)
     for field, limit_bytes in (
         ("max_inflight_bytes", budget.inflight_bytes),
+        ("max_answer_bytes", budget.answer_bytes),
         ("max_uncommitted_bytes", budget.uncommitted_bytes),
         ("backend_buffer_bytes", budget.backend_buffer_bytes),
         ("peer_queue_bytes", budget.peer_queue_bytes),
@@ -257,6 +258,8 @@ def _apply_budget(fields: dict[str, Any], window: dict[str, Any]) -> list[str]:
         budget,
         log_window_bytes=window["max_bytes"],
         inflight_bytes=fields["max_inflight_bytes"],
+        other_request_bytes=other_request_bytes(fields["max_inflight_bytes"], request_bytes + RECEIVE_HEADROOM_BYTES),
+        answer_bytes=fields["max_answer_bytes"],
         uncommitted_bytes=fields["max_uncommitted_bytes"],
         backend_buffer_bytes=fields["backend_buffer_bytes"],
         peer_queue_bytes=fields["peer_queue_bytes"],

@@ -12,9 +12,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from kvserver.metrics.instruments import LatencyHistogram
 from kvserver.metrics.process import process_memory
-from kvserver.metrics.states import LogWindowState, NodeState, PeerState, SpaceState
+from kvserver.metrics.states import GateSource, LogWindowState, NodeState, PeerState, SpaceState
 
-__all__ = ["counter", "gauge", "histogram", "node_families", "process_memory_families"]
+__all__ = ["counter", "gate_families", "gauge", "histogram", "node_families", "process_memory_families"]
 
 
 def gauge(name: str, help_text: str, value: float) -> Metric:
@@ -130,6 +130,22 @@ def _peer_families(peers: Iterable[PeerState]) -> Iterator[Metric]:
             held_entries.add_metric(label, peer.held_entries)
             held_bytes.add_metric(label, peer.held_bytes)
     yield from (sent, received, failures, round_trip, contact, queued, states, lag_entries, lag_bytes, held_entries, held_bytes)
+
+
+def gate_families(gates: Mapping[str, GateSource]) -> Iterator[Metric]:
+    """The gates for bytes: what is behind each, its bound, and who waits."""
+    held = GaugeMetricFamily("kvserver_gate_held_bytes", "Bytes of requests or answers behind a gate.", labels=["gate"])
+    bound = GaugeMetricFamily("kvserver_gate_max_bytes", "The limit of kvserver_gate_held_bytes; more wait.", labels=["gate"])
+    waiting = GaugeMetricFamily("kvserver_gate_waiting", "Calls that wait at a gate.", labels=["gate"])
+    waited = CounterMetricFamily("kvserver_gate_waited", "Calls that had to wait at a gate.", labels=["gate"])
+    refused = CounterMetricFamily("kvserver_gate_refused", "Calls refused because too many waited at a gate.", labels=["gate"])
+    for name, gate in gates.items():
+        held.add_metric([name], gate.held_bytes)
+        bound.add_metric([name], gate.max_bytes)
+        waiting.add_metric([name], gate.waiting_count)
+        waited.add_metric([name], gate.waited)
+        refused.add_metric([name], gate.refused)
+    yield from (held, bound, waiting, waited, refused)
 
 
 def process_memory_families() -> Iterator[Metric]:

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from kvserver.metrics.families import (
     counter,
+    gate_families,
     gauge,
     histogram,
     labelled_counter,
@@ -27,7 +28,7 @@ from kvserver.metrics.families import (
     process_memory_families,
 )
 from kvserver.metrics.instruments import DISK_BUCKETS_S, REQUEST_BUCKETS_S, CheckProgress, Counter, LatencyHistogram
-from kvserver.metrics.states import NodeSource
+from kvserver.metrics.states import GateSource, NodeSource
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "RpcMetrics"]
 
@@ -75,6 +76,8 @@ class Metrics(Collector):
         self.wal_read_failures = Counter()
         self.leader_changes = Counter()
         self.proposals_failed = Counter()
+        self.appends_held = Counter()
+        self.appends_dropped = Counter()
         self.health_success = Counter()
         self.health_failures = Counter()
         self.snapshots_received = Counter()
@@ -88,6 +91,7 @@ class Metrics(Collector):
         self._version = version
         self._rpcs: list[RpcMetrics] = []
         self._node: NodeSource | None = None
+        self._gates: dict[str, GateSource] = {}
         self._process = process
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
@@ -97,6 +101,10 @@ class Metrics(Collector):
     def attach_node(self, source: NodeSource) -> None:
         """From now on a scrape also shows what `source` says."""
         self._node = source
+
+    def attach_gate(self, name: str, source: GateSource) -> None:
+        """From now on a scrape also shows this gate."""
+        self._gates[name] = source
 
     def rpc(self, *, service: str, method: str, kind: str) -> RpcMetrics:
         """The metrics of one method, made and registered; called once per method."""
@@ -123,12 +131,16 @@ class Metrics(Collector):
         yield from self._rpc_families()
         if self._process:
             yield from process_memory_families()
+        if self._gates:
+            yield from gate_families(self._gates)
         if self._node is not None:
             yield from node_families(self._node.node_state())
 
     def _counters(self) -> Iterator[Metric]:
         yield counter("etcd_server_leader_changes_seen", "Leader changes seen.", self.leader_changes.value)
         yield counter("etcd_server_proposals_failed", "Proposals that failed.", self.proposals_failed.value)
+        yield counter("kvserver_appends_held", "Messages with entries that waited for applying to catch up.", self.appends_held.value)
+        yield counter("kvserver_appends_dropped", "Messages with entries dropped because too many waited.", self.appends_dropped.value)
         yield counter("etcd_server_health_success", "Successful health checks.", self.health_success.value)
         yield counter("etcd_server_health_failures", "Failed health checks.", self.health_failures.value)
         yield labelled_counter("kvserver_snapshots_sent", "Snapshots that arrived at a peer, by cause.", "cause", self.snapshots_sent)

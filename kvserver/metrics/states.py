@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from kvserver.metrics.instruments import LatencyHistogram
 from kvserver.types import Index, NodeId, Revision
 
-__all__ = ["LogWindowState", "NodeSource", "NodeState", "PeerState"]
+__all__ = ["GateSource", "LogWindowState", "NodeSource", "NodeState", "PeerState"]
 
 _FIRST: Final = Index(1)
 _NONE: Final = Index(0)
@@ -91,6 +91,21 @@ class NodeState:
     log_window: LogWindowState = LogWindowState()
     peers: tuple[PeerState, ...] = ()
     accounted_bytes: Mapping[str, int] = field(default_factory=dict)
+
+
+class GateSource(Protocol):
+    """A gate that bytes pass: its bound, what is behind it, who waits now, and counts since the start."""
+
+    @property
+    def max_bytes(self) -> int: ...
+    @property
+    def held_bytes(self) -> int: ...
+    @property
+    def waiting_count(self) -> int: ...
+    @property
+    def waited(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
 
 
 class NodeSource(Protocol):

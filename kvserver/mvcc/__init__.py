@@ -5,9 +5,21 @@ Deterministic: the same commands give the same bytes on every member. Only apply
 
 from __future__ import annotations
 
+from kvserver.mvcc.allowance import Allowance, RangeTooLargeError
 from kvserver.mvcc.hashing import KvHash
 from kvserver.mvcc.layout import META, TABLES, describe_row
 from kvserver.mvcc.mvcc import FIRST_REVISION, Mvcc
-from kvserver.mvcc.read import RangeTooLargeError, Snapshot, execute_range
+from kvserver.mvcc.read import Snapshot, execute_range
 
-__all__ = ["FIRST_REVISION", "META", "TABLES", "KvHash", "Mvcc", "RangeTooLargeError", "Snapshot", "describe_row", "execute_range"]
+__all__ = [
+    "FIRST_REVISION",
+    "META",
+    "TABLES",
+    "Allowance",
+    "KvHash",
+    "Mvcc",
+    "RangeTooLargeError",
+    "Snapshot",
+    "describe_row",
+    "execute_range",
+]

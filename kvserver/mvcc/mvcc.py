@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kvserver.mvcc.allowance import Allowance
 from kvserver.mvcc.compaction import Compactor
 from kvserver.mvcc.keyspace import Writer
 from kvserver.mvcc.read import Snapshot, execute_range
-from kvserver.mvcc.write import WriteTxn
+from kvserver.mvcc.write import ReadOnly, WriteTxn
 from kvserver.pb.rpc_pb2 import (
     CompactionRequest,
     CompactionResponse,
@@ -68,13 +69,19 @@ class Mvcc:
         """Older revisions can't be read any more; -1 before the first compaction, as etcd reports it."""
         return Revision(self.compactor.scheduled)
 
-    def snapshot(self, reader: Reader | None = None) -> Snapshot:
+    def snapshot(self, reader: Reader | None = None, allowance: Allowance | None = None) -> Snapshot:
         """The present state, read through `reader` (a view made now) or through the engine's own."""
-        return Snapshot(self._writer.reader if reader is None else reader, self._revision, self.compactor.scheduled, self._on_corrupt)
+        own = self._writer.reader if reader is None else reader
+        return Snapshot(own, self._revision, self.compactor.scheduled, self._on_corrupt, allowance)
 
-    def range(self, request: RangeRequest, *, scan_budget: int | None = None) -> RangeResponse:
+    def range(self, request: RangeRequest) -> RangeResponse:
         """See `execute_range`."""
-        return execute_range(self.snapshot(), request, scan_budget=scan_budget)
+        return execute_range(self.snapshot(), request)
+
+    def read_txn(self, request: TxnRequest, state: Snapshot) -> TxnResponse:
+        """A transaction that writes nothing, within the allowance of `state` (which may be a view's, in a thread). Raises as `txn`, and
+        RangeTooLargeError as `execute_range`."""
+        return WriteTxn(state, ReadOnly(state.reader), self._has_lease).txn(request)
 
     def put(self, request: PutRequest) -> PutResponse:
         """See WriteTxn.put."""

@@ -3,7 +3,8 @@
 Purpose: one implementation for the loop (the engine's own reader) and for a thread (a ReadView).
 
 Rules
-- Read-only and synchronous; the work is proportional to the keys in the range, so callers bound it or leave the loop (`scan_budget`).
+- Read-only and synchronous; the work is proportional to the keys in the range and the answer to their values, so callers bound both or
+  leave the loop (`Allowance`).
 - The limit cuts after sorting and after the revision filters; `count` counts before both.
 - Values are read only for what is returned (and for sorting by value): sorting a million keys by revision holds a million small tuples.
 - Every row is verified below, in storage: one that fails raises CorruptError there, and is reported. A record that the index names and
@@ -19,10 +20,11 @@ from typing import Final, NamedTuple
 
 from kvserver.errors import CompactedError, CorruptError, EmptyKeyError, FutureRevisionError
 from kvserver.mvcc import keyspace, layout
+from kvserver.mvcc.allowance import KEY_OVERHEAD_BYTES, UNLIMITED, Allowance
 from kvserver.mvcc.check import range_bounds
 from kvserver.mvcc.layout import HISTORY, REV, Entry
 from kvserver.pb.kv_pb2 import KeyValue
-from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse, ResponseHeader
+from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse
 from kvserver.storage import Reader
 
 _NONE: Final = RangeRequest.SortOrder.NONE
@@ -31,10 +33,6 @@ _BY_KEY: Final = RangeRequest.SortTarget.KEY
 _BY_VERSION: Final = RangeRequest.SortTarget.VERSION
 _BY_CREATE: Final = RangeRequest.SortTarget.CREATE
 _BY_MOD: Final = RangeRequest.SortTarget.MOD
-
-
-class RangeTooLargeError(Exception):
-    """A range touches more keys than its budget: run it where it disturbs nobody. Never leaves the store."""
 
 
 class Found(NamedTuple):
@@ -53,7 +51,8 @@ class Found(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A state of the keys: where to read it and which revisions it has. `revision` is the newest.
+    """A state of the keys: where to read it and which revisions it has. `revision` is the newest; `allowance` bounds what is read of it,
+    None does not.
 
     A tuple and not a dataclass because one is made for every request.
     """
@@ -62,6 +61,7 @@ class Snapshot(NamedTuple):
     revision: int
     compacted_revision: int
     on_corrupt: Callable[[str], None]
+    allowance: Allowance | None = None
 
     def check_revision(self, revision: int) -> int:
         """The revision to read at; 0 and below mean the newest.
@@ -134,37 +134,45 @@ def _found(key: bytes, entry: Entry) -> Found:
     return Found(key, entry.revision, entry.create_revision, entry.version, entry.lease)
 
 
-def execute_range(state: Snapshot, request: RangeRequest, *, scan_budget: int | None = None) -> RangeResponse:
-    """Answer a RangeRequest; of the header only the revision is filled.
+def execute_range(state: Snapshot, request: RangeRequest, into: RangeResponse | None = None) -> RangeResponse:
+    """Answer a RangeRequest, in the empty message `into` if there is one; of the header only the revision is filled.
 
-    Args:
-        scan_budget: give up with RangeTooLargeError after that many keys; None: never.
+    An allowance that is exceeded at the end says that the answer is incomplete.
 
     Raises:
         EmptyKeyError, FutureRevisionError, CompactedError, CorruptError.
+        RangeTooLargeError: the range touches more keys than the state's allowance has.
     """
     if not request.key:
         raise EmptyKeyError
     revision = state.check_revision(request.revision)
-    response = RangeResponse(header=ResponseHeader(revision=state.revision))
+    response = RangeResponse() if into is None else into
+    response.header.revision = state.revision
     if not request.range_end:
         found = state.find(request.key, revision)
         if found is not None:
             response.count = 1
-            if not request.count_only and _passes(found, request):
+            if not request.count_only and _passes(found, request) and _may_keep(state, found):
                 _append(state, response, found, keys_only=request.keys_only)
-        return response
-    lo, hi = range_bounds(request.key, request.range_end)
-    if request.count_only and revision >= state.revision and scan_budget is None:
-        response.count = keyspace.count(state.reader, lo, hi)
-        return response
-    _fill(state, request, response, lo, hi, revision, scan_budget)
+    else:
+        lo, hi = range_bounds(request.key, request.range_end)
+        if request.count_only and revision >= state.revision and not _bounds_keys(state):
+            response.count = keyspace.count(state.reader, lo, hi)
+        else:
+            _fill(state, request, response, lo, hi, revision)
     return response
 
 
-def _fill(
-    state: Snapshot, request: RangeRequest, response: RangeResponse, lo: bytes, hi: bytes | None, revision: int, budget: int | None
-) -> None:
+def _may_keep(state: Snapshot, found: Found) -> bool:
+    """Whether the allowance has room for one more key."""
+    return state.allowance is None or state.allowance.charge(KEY_OVERHEAD_BYTES + len(found.key))
+
+
+def _bounds_keys(state: Snapshot) -> bool:
+    return state.allowance is not None and state.allowance.keys < UNLIMITED
+
+
+def _fill(state: Snapshot, request: RangeRequest, response: RangeResponse, lo: bytes, hi: bytes | None, revision: int) -> None:
     order, target, limit = request.sort_order, request.sort_target, request.limit
     backwards = order == _DESCEND and target == _BY_KEY and revision >= state.revision
     sorts = target != _BY_KEY or (order == _DESCEND and not backwards)
@@ -172,14 +180,17 @@ def _fill(
     if request.count_only:
         keep = 0
     chosen: list[Found] = []
-    total = 0
+    total = picked = 0
+    allowance, bounds_keys = state.allowance, _bounds_keys(state)
     for found in state.scan(lo, hi, revision, reverse=backwards):
         total += 1
-        if budget is not None and total > budget:
-            raise RangeTooLargeError
-        if (keep is None or len(chosen) < keep) and _passes(found, request):
-            chosen.append(found)
-            if keep is not None and len(chosen) == keep and budget is None and revision >= state.revision:
+        if allowance is not None and bounds_keys:
+            allowance.touch_key()
+        if (keep is None or picked < keep) and _passes(found, request):
+            picked += 1
+            if _may_keep(state, found):
+                chosen.append(found)
+            if keep is not None and picked == keep and not bounds_keys and revision >= state.revision:
                 break
     else:
         keep = None  # the loop saw everything, `total` is the count
@@ -229,9 +240,12 @@ def _value(state: Snapshot, found: Found) -> bytes:
 
 
 def _append(state: Snapshot, response: RangeResponse, found: Found, *, keys_only: bool) -> None:
-    kv = response.kvs.add()
+    allowance = state.allowance
     if not keys_only:
-        state.load(found.revision, kv)
+        record = state.record(found.revision)
+        if allowance is None or allowance.charge(len(record)):
+            layout.parse_key_value(record, response.kvs.add())
         return
+    kv = response.kvs.add()
     kv.key, kv.create_revision, kv.mod_revision = found.key, found.create_revision, found.mod_revision
     kv.version, kv.lease = found.version, found.lease

@@ -35,7 +35,25 @@ from kvserver.pb.rpc_pb2 import (
     TxnRequest,
     TxnResponse,
 )
+from kvserver.storage import Reader
 from kvserver.types import LeaseId
+
+
+class ReadOnly:
+    """The writer of a transaction that writes nothing."""
+
+    __slots__ = ("reader",)
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def put(self, table: int, key: bytes, value: bytes) -> None:
+        """Never called. Raises AssertionError."""
+        raise AssertionError("a transaction without puts and deletes wrote")
+
+    def delete(self, table: int, key: bytes) -> None:
+        """As `put`."""
+        raise AssertionError("a transaction without puts and deletes wrote")
 
 
 class WriteTxn:
@@ -196,8 +214,8 @@ class WriteTxn:
         match op.WhichOneof("request"):
             case "request_range":
                 begin = self._begin
-                state = Snapshot(self._writer.reader, self.revision, begin.compacted_revision, begin.on_corrupt)
-                response.response_range.CopyFrom(execute_range(state, op.request_range))
+                state = Snapshot(self._writer.reader, self.revision, begin.compacted_revision, begin.on_corrupt, begin.allowance)
+                execute_range(state, op.request_range, response.response_range)
             case "request_put":
                 response.response_put.CopyFrom(self._put(op.request_put))
             case "request_delete_range":

@@ -9,6 +9,7 @@ Caveat: the interpreter, libraries, sockets and the C allocator's own memory hav
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from kvserver.node.node import Node
@@ -27,8 +28,11 @@ OWNERS: Final = (
     "peer_queues",
     "snapshot_transfers",
     "reads_waiting",
+    "held_appends",
+    "requests",
+    "answers",
 )
-"""Every owner, in the order in which they are shown."""
+"""Every owner, in the order in which they are shown. The last two belong to rooms above this one, which tell the node (`Node.holders`)."""
 
 
 def accounted_bytes(node: Node) -> dict[str, int]:
@@ -43,8 +47,16 @@ def accounted_bytes(node: Node) -> dict[str, int]:
         sum(peer_queues(node).values()),
         node.transport.snapshot_buffer_bytes,
         node.reads.waiting_count * WAITING_READ_BYTES,
+        node.inflow.held_bytes,
+        _told(node.holders, "requests"),
+        _told(node.holders, "answers"),
     )
     return dict(zip(OWNERS, figures, strict=True))
+
+
+def _told(holders: Mapping[str, Callable[[], int]], owner: str) -> int:
+    figure = holders.get(owner)
+    return 0 if figure is None else figure()
 
 
 def peer_queues(node: Node) -> dict[int, int]:

@@ -32,6 +32,7 @@ from kvserver.node.entries import EntryApplier
 from kvserver.node.forwarding import ask_promote
 from kvserver.node.handover import HandOver
 from kvserver.node.history import History, make_history, make_retention
+from kvserver.node.inflow import Inflow
 from kvserver.node.log_storage import LogStorage
 from kvserver.node.log_window import LogWindow
 from kvserver.node.peer_handler import NodePeerHandler
@@ -63,6 +64,9 @@ COMMIT_BYTES: Final = 4 << 20
 MAX_INFLIGHT_MSGS: Final = 256
 MAX_WAITING_READS: Final = 100_000
 MIN_PEER_FRAME_BYTES: Final = 16 << 20
+PROPOSALS_PER_REQUEST_BYTES: Final = 2
+"""Clients' requests wait for room before they come here (rpc.intake), so this bound is for what doesn't come that way; an entry is a little
+larger than its request."""
 
 Log = LogWindow | LogStorage
 """What raft reads, and durable entries go to: memory alone, or memory and the WAL below it."""
@@ -117,6 +121,7 @@ class Parts:
 
     book: PeerBook
     handler: NodePeerHandler
+    inflow: Inflow
     transport: Transport
     driver: Driver
     proposals: Proposals
@@ -149,7 +154,7 @@ def engine_config(config: ServerConfig) -> EngineConfig:
         quota_bytes=config.quota_backend_bytes,
         interval_s=config.backend_batch_interval_ms / 1000,
         commit_count=config.backend_batch_limit,
-        commit_bytes=min(COMMIT_BYTES, config.backend_buffer_bytes // 4),
+        commit_bytes=min(COMMIT_BYTES, config.backend_buffer_bytes // 2),
         max_buffer_bytes=config.backend_buffer_bytes,
         verify_on_open=config.initial_corrupt_check,
     )
@@ -188,15 +193,23 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
         incarnation=incarnation,
         sink=driver,
         max_count=config.max_inflight_requests,
-        max_bytes=config.max_inflight_bytes,
+        max_bytes=PROPOSALS_PER_REQUEST_BYTES * config.max_inflight_bytes,
         on_failed=metrics.proposals_failed.add,
     )
+    inflow = handler.inflow = Inflow(
+        driver,
+        limit_bytes=config.max_uncommitted_bytes,
+        max_held_bytes=max_inflight_bytes(config),
+        on_held=metrics.appends_held.add,
+        on_dropped=metrics.appends_dropped.add,
+    )
     reads = Reads(sink=driver, incarnation=incarnation, max_waiting=MAX_WAITING_READS)
-    apply_queue = _make_apply_queue(ground, events, driver, proposals)
+    apply_queue = _make_apply_queue(ground, events, driver, proposals, inflow)
     append_queue = _make_append_queue(ground, events, driver, worker, apply_queue, storage)
     return Parts(
         book=book,
         handler=handler,
+        inflow=inflow,
         transport=transport,
         driver=driver,
         proposals=proposals,
@@ -318,7 +331,11 @@ def _make_reconfiguration(
     )
 
 
-def _make_apply_queue(ground: Ground, events: Events, driver: Driver, proposals: Proposals) -> ApplyQueue:
+def _make_apply_queue(ground: Ground, events: Events, driver: Driver, proposals: Proposals, inflow: Inflow) -> ApplyQueue:
+    def applied(responses: list[Message]) -> None:
+        driver.storage_responded(responses)
+        inflow.release()
+
     entries = EntryApplier(
         store=ground.store,
         raw=driver.raw,
@@ -327,7 +344,7 @@ def _make_apply_queue(ground: Ground, events: Events, driver: Driver, proposals:
         on_membership=events.note_membership,
         on_alarms=events.note_alarms,
     )
-    return ApplyQueue(store=ground.store, apply_entry=entries.apply, on_applied=driver.storage_responded, on_fatal=events.fail)
+    return ApplyQueue(store=ground.store, apply_entry=entries.apply, on_applied=applied, on_fatal=events.fail)
 
 
 def _make_append_queue(

@@ -159,6 +159,12 @@ class Driver:
         return self._applied_index
 
     @property
+    def unapplied_bytes(self) -> int:
+        """Bytes of entries that are committed, durable in the WAL and not applied."""
+        window = self._window
+        return window.bytes_after(self._applied_index) - window.bytes_after(max(self._applied_index, self._raw.commit_index))
+
+    @property
     def leader_floor(self) -> Index | None:
         """The floor last heard from the current leader."""
         return self._leader_floor

@@ -13,6 +13,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -87,6 +88,8 @@ class Node:
         self.reconfiguration = parts.reconfiguration
         self.releaser = parts.releaser
         self.apply_queue = parts.apply_queue
+        self.inflow = parts.inflow
+        self.holders: dict[str, Callable[[], int]] = {}  # what rooms above hold, by owner (accounting.py)
         self.backups = parts.backups
         self.alarms = AlarmRaiser(
             member_id=self.member_id,

@@ -15,6 +15,7 @@ from kvserver.config import ETCD_API_VERSION
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node.driver import Driver
+from kvserver.node.inflow import Inflow
 from kvserver.node.peers import PeerBook
 from kvserver.peer import Refusal, RefusedError, SnapshotOutcome
 from kvserver.types import ClusterId, Member, NodeId
@@ -26,9 +27,9 @@ JOIN_PAGE: Final = "/kvserver/cluster"
 
 
 class NodePeerHandler:
-    """The transport's counterpart. `driver`, `admit` and `answer` are set before the transport starts.
+    """The transport's counterpart. `driver`, `inflow`, `admit` and `answer` are set before the transport starts.
 
-    `admit` answers what raft may see of a message: all, a part, or (None) nothing of it.
+    `admit` answers what raft may see of a message: all, a part, or (None) nothing of it. What it may see goes through `inflow`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class NodePeerHandler:
         self._metrics = metrics
         self._log = log
         self.driver: Driver | None = None
+        self.inflow: Inflow | None = None
         self.admit: Callable[[Message], Message | None] = lambda message: message
         self.answer: Callable[[NodeId, int, bytes], Awaitable[bytes]] | None = None
 
@@ -93,7 +95,8 @@ class NodePeerHandler:
         if admitted is None:
             self._driver().note_contact(message.from_)
         else:
-            self._driver().step(admitted, floor)
+            assert self.inflow is not None, "the transport starts after the inflow is made"
+            self.inflow.take(admitted, floor)
 
     async def on_request(self, sender: NodeId, kind: int, payload: bytes) -> bytes:
         """A member asks this one to do something; any member may."""

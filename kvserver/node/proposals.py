@@ -12,7 +12,8 @@ Rules
   whatever this member proposed under an older term and has not seen applied is unknown (normally lost), and the client hears `leader
   changed` at once.
 
-Bounds: `max_count` and `max_bytes` unanswered; over that `TooManyRequestsError`, and nothing was proposed.
+Bounds: `max_count` and `max_bytes` unanswered; over that `TooManyRequestsError`, and nothing was proposed. The bytes of clients' requests
+are bounded before they come here, by waiting (rpc.intake).
 
 Source: etcd server's v3_server.go (processInternalRaftRequestOnce) for the limits and error texts.
 """
@@ -129,6 +130,7 @@ class Proposals:
         self.check(kind, request)
         proposal = self._next_id()
         data = commands.encode(kind, proposal, request.SerializeToString() if encoded is None else encoded)
+        del request, encoded  # their bytes are in `data`
         return await self._submit(proposal.counter, data, len(data), deadline_s)
 
     async def propose_change(self, change: MemberChange, conf_change: ConfChange, *, deadline_s: float) -> PbMessage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvserver.apply import Store
+from kvserver.apply import AnswerRoom, Store
 from kvserver.pb import rpc_pb2
 from kvserver.types import Revision
 
@@ -13,13 +13,13 @@ class StoreReader:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def read_range(self, request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeResponse:
-        """Answer a checked range request. Raises CompactedError, FutureRevisionError."""
-        return await self._store.read(request)
+    async def read_range(self, request: rpc_pb2.RangeRequest, room: AnswerRoom) -> rpc_pb2.RangeResponse:
+        """Answer a checked range request, when there is room for the answer. Raises CompactedError, FutureRevisionError."""
+        return await self._store.read(request, room)
 
-    async def read_txn(self, request: rpc_pb2.TxnRequest) -> rpc_pb2.TxnResponse:
-        """Answer a checked transaction that writes nothing, at one revision. Raises as `read_range` does."""
-        return self._store.read_txn(request)
+    async def read_txn(self, request: rpc_pb2.TxnRequest, room: AnswerRoom) -> rpc_pb2.TxnResponse:
+        """Answer a checked transaction that writes nothing, at one revision; as `read_range`."""
+        return await self._store.read_txn(request, room)
 
     async def hash_kv(self, revision: Revision) -> rpc_pb2.HashKVResponse:
         """Hash what is held up to `revision` (0: the newest), on a thread. Raises as `read_range` does."""

@@ -6,6 +6,8 @@ into a status.
 Rules
 - grpcio moves bytes, decoding happens here: the size of a request is known before it is decoded, and one that does not decode is our
   refusal, not grpcio's traceback.
+- A message is asked for when there is room for it (intake.py), and held in one form at a time: what is decoded, encoded or handed over
+  is let go of at once.
 - What a handler does not ask for costs nothing: metadata, peer and deadline are read from grpcio on demand.
 - A status is set, not raised: grpcio's `abort` throws through the handler and logs.
 - Cancellation (the client left, or its deadline passed) cancels the handler's task; it is counted and passed on.
@@ -32,6 +34,7 @@ from kvserver.errors import RequestError, UnimplementedError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics, RpcMetrics
 from kvserver.rpc.errors import GO_NAMES, INTERNAL_MESSAGE, oversized_message, status_of
+from kvserver.rpc.intake import Intake, NoMessageError
 from kvserver.rpc.methods import MethodKind, MethodSpec, method_table
 
 __all__ = ["GrpcCall", "bind_methods"]
@@ -44,16 +47,21 @@ _CANCELED: Final = GO_NAMES[StatusCode.CANCELLED]
 class GrpcCall:
     """A `Call` over grpcio's context."""
 
-    __slots__ = ("_context", "raw")
+    __slots__ = ("_context", "_raw", "request_bytes")
 
     def __init__(self, context: _Context, raw: bytes) -> None:
         self._context = context
-        self.raw = raw
+        self._raw = raw
+        self.request_bytes = len(raw)
 
-    @property
-    def request_bytes(self) -> int:
-        """The size of the encoded request."""
-        return len(self.raw)
+    def take_raw(self) -> bytes:
+        """The encoded request; the call holds it no longer."""
+        raw, self._raw = self._raw, b""
+        return raw
+
+    def on_done(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when the call is over: the answer has left, or the client."""
+        self._context.add_done_callback(lambda _: callback())
 
     @property
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
@@ -98,6 +106,7 @@ class _Binding:
     """What every handler of one server shares, and the way it ends a call."""
 
     receive_limit_bytes: int
+    intake: Intake
     logger: Logger
 
     def decode(self, spec: MethodSpec, raw: bytes) -> Message:
@@ -116,6 +125,8 @@ class _Binding:
                 code, message = status_of(error)
             case _RefusedError():
                 code, message = error.code, error.message
+            case NoMessageError():
+                code, message = StatusCode.INTERNAL, "grpc: the call ended without a request message"
             case _:
                 self.logger.error("handler failed", error=error, path=spec.path)
                 code, message = StatusCode.INTERNAL, INTERNAL_MESSAGE
@@ -133,13 +144,16 @@ class _RefusedError(Exception):
         self.message = message
 
 
-def bind_methods(api: Api, *, metrics: Metrics, logger: Logger, receive_limit_bytes: int) -> tuple[grpc.GenericRpcHandler, ...]:
+def bind_methods(
+    api: Api, *, metrics: Metrics, logger: Logger, receive_limit_bytes: int, intake: Intake
+) -> tuple[grpc.GenericRpcHandler, ...]:
     """Handlers for every method of the contract; those that `api` does not serve answer Unimplemented.
 
     Args:
         receive_limit_bytes: the largest request that is decoded.
+        intake: what requests pass before they are received.
     """
-    binding = _Binding(receive_limit_bytes=receive_limit_bytes, logger=logger)
+    binding = _Binding(receive_limit_bytes=receive_limit_bytes, intake=intake, logger=logger)
     services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for spec in method_table():
         counted = metrics.rpc(service=spec.service, method=spec.method, kind=spec.kind.value)
@@ -150,11 +164,11 @@ def bind_methods(api: Api, *, metrics: Metrics, logger: Logger, receive_limit_by
 def _handler(spec: MethodSpec, api: Api, counted: RpcMetrics, binding: _Binding) -> grpc.RpcMethodHandler[Any, Any]:
     unary, stream = api.unary.get(spec.name), api.server_streams.get(spec.name)
     refuse = _refuse(spec, counted, binding)
-    match spec.kind:
+    match spec.kind:  # as methods that read their messages themselves (intake.py)
         case MethodKind.UNARY:
-            return grpc.unary_unary_rpc_method_handler(_serve_unary(spec, unary, counted, binding) if unary is not None else refuse)
+            return grpc.stream_unary_rpc_method_handler(_serve_unary(spec, unary, counted, binding) if unary is not None else refuse)
         case MethodKind.SERVER_STREAM:
-            return grpc.unary_stream_rpc_method_handler(_serve_stream(spec, stream, counted, binding) if stream is not None else refuse)
+            return grpc.stream_stream_rpc_method_handler(_serve_stream(spec, stream, counted, binding) if stream is not None else refuse)
         case MethodKind.CLIENT_STREAM:
             return grpc.stream_unary_rpc_method_handler(refuse)
         case MethodKind.BIDI_STREAM:
@@ -163,22 +177,30 @@ def _handler(spec: MethodSpec, api: Api, counted: RpcMetrics, binding: _Binding)
 
 def _serve_unary(
     spec: MethodSpec, handler: UnaryHandler, counted: RpcMetrics, binding: _Binding
-) -> Callable[[bytes, _Context], Awaitable[bytes]]:
-    async def serve(raw: bytes, context: _Context) -> bytes:
+) -> Callable[[object, _Context], Awaitable[bytes]]:
+    intake = binding.intake
+    gate = intake.gate(spec.name)
+
+    async def serve(_: object, context: _Context) -> bytes:
         started_s = monotonic()
         counted.started += 1
-        counted.received_bytes += len(raw)
+        held_bytes = 0
         outcome = _CANCELED
         try:
-            request = binding.decode(spec, raw)
-            response = await handler(request, GrpcCall(context, raw))
-            encoded: bytes = response.SerializeToString()
+            raw = await intake.receive(gate, context)
+            held_bytes = len(raw)
+            counted.received_bytes += held_bytes
+            call = GrpcCall(context, raw)
+            handling = handler(binding.decode(spec, raw), call)
+            del raw
+            encoded: bytes = (await handling).SerializeToString()
             counted.sent_bytes += len(encoded)
             outcome = _OK
         except Exception as error:  # noqa: BLE001 - the edge: everything becomes a status, the unexpected is logged
             outcome = binding.fail(spec, context, error)
             return b""
         finally:
+            gate.give(held_bytes)
             counted.note_handled(outcome, monotonic() - started_s)
         return encoded
 
@@ -187,31 +209,38 @@ def _serve_unary(
 
 def _serve_stream(
     spec: MethodSpec, handler: StreamHandler, counted: RpcMetrics, binding: _Binding
-) -> Callable[[bytes, _Context], Awaitable[None]]:
-    async def serve(raw: bytes, context: _Context) -> None:
+) -> Callable[[object, _Context], Awaitable[None]]:
+    intake = binding.intake
+    gate = intake.gate(spec.name)
+
+    async def serve(_: object, context: _Context) -> None:
         started_s = monotonic()
         counted.started += 1
-        counted.received_bytes += len(raw)
+        held_bytes = 0
         outcome = _CANCELED
         task = asyncio.current_task()
         assert task is not None
-        call = GrpcStreamCall(context, raw, task)
+        call: GrpcStreamCall | None = None
         try:
-            request = binding.decode(spec, raw)
-            async with aclosing(handler(request, call)) as responses:
+            raw = await intake.receive(gate, context)
+            held_bytes = len(raw)
+            counted.received_bytes += held_bytes
+            call = GrpcStreamCall(context, raw, task)
+            async with aclosing(handler(binding.decode(spec, raw), call)) as responses:
                 async for response in responses:
                     encoded: bytes = response.SerializeToString()
                     counted.sent_bytes += len(encoded)
                     await context.write(encoded)
             outcome = _OK
         except asyncio.CancelledError:
-            if call.cut_off_by is None or task.uncancel():
+            if call is None or call.cut_off_by is None or task.uncancel():
                 raise
             # grpcio sends no status for a cancelled handler: a client that comes to would wait for ever.
             outcome = binding.fail(spec, context, call.cut_off_by)
         except Exception as error:  # noqa: BLE001 - the edge, as above
             outcome = binding.fail(spec, context, error)
         finally:
+            gate.give(held_bytes)
             counted.note_handled(outcome, monotonic() - started_s)
 
     return serve

@@ -2,9 +2,10 @@
 
 Purpose: `GrpcServer` serves an `Api` on the client URLs until it is stopped.
 
-Limits: the size of a message (`receive_limit_bytes`; grpcio's own limit is twice that, see grpc_binding), the number of calls being served
-(beyond it grpcio answers RESOURCE_EXHAUSTED at once), streams per connection, keepalive pings (a client that pings more often than allowed
-is sent away). There is no limit on connections but the process's file descriptors.
+Limits: the size of a message (`receive_limit_bytes`; grpcio's own limit is twice that, see grpc_binding), the bytes of requests from when
+they are received until they are answered (intake.py), what a client may send ahead on one stream, the number of calls being served (beyond
+it grpcio answers RESOURCE_EXHAUSTED at once), streams per connection, keepalive pings (a client that pings more often than allowed is sent
+away). There is no limit on connections but the process's file descriptors.
 
 Caveat: grpcio writes trouble of its own (a peer that does not speak HTTP/2) to stderr unless the environment says `GRPC_VERBOSITY=NONE`
 before it is imported; the entry point sets that.
@@ -18,11 +19,12 @@ from typing import Final
 
 import grpc.aio
 
-from kvserver.api import Api
-from kvserver.config import ServerConfig, Url
+from kvserver.api import Api, ByteGate
+from kvserver.config import ServerConfig, Url, other_request_bytes
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.rpc.grpc_binding import bind_methods
+from kvserver.rpc.intake import PATIENCE_S, Intake
 from kvserver.rpc.ports import ListenError, check_free
 
 __all__ = ["GrpcLimits", "GrpcServer"]
@@ -35,17 +37,24 @@ class GrpcLimits:
     """What a client may take. Sizes in bytes, times in seconds; 0 s for `keepalive_interval_s` means no pings from us."""
 
     receive_limit_bytes: int = 2 * 1024 * 1024
+    max_request_bytes_held: int = 16 * 1024 * 1024
+    max_waiting_requests: int = 4096
+    stream_window_bytes: int = 16 * 1024
+    read_buffer_bytes: int = 64 * 1024
     max_concurrent_requests: int = 4096
     max_concurrent_streams: int = _INT_MAX
     keepalive_min_time_s: float = 5.0
     keepalive_interval_s: float = 7200.0
     keepalive_timeout_s: float = 20.0
+    patience_s: float = PATIENCE_S
 
     @classmethod
     def of(cls, config: ServerConfig) -> GrpcLimits:
         """The limits that the flags ask for."""
         return cls(
             receive_limit_bytes=config.receive_limit_bytes,
+            max_request_bytes_held=config.max_inflight_bytes,
+            max_waiting_requests=config.max_inflight_requests,
             max_concurrent_requests=config.max_concurrent_requests,
             max_concurrent_streams=config.max_concurrent_streams,
             keepalive_min_time_s=config.grpc_keepalive_min_time_s,
@@ -53,11 +62,29 @@ class GrpcLimits:
             keepalive_timeout_s=config.grpc_keepalive_timeout_s,
         )
 
+    @property
+    def message_limit_bytes(self) -> int:
+        """The largest message that grpcio receives."""
+        return 2 * self.receive_limit_bytes
+
+    def intake(self) -> Intake:
+        """The gates for requests."""
+        others_bytes = other_request_bytes(self.max_request_bytes_held, self.receive_limit_bytes)
+        return Intake(
+            writes=ByteGate(max_bytes=self.max_request_bytes_held, max_waiting=self.max_waiting_requests),
+            others=ByteGate(max_bytes=others_bytes, max_waiting=self.max_waiting_requests),
+            message_bytes=self.message_limit_bytes,
+            patience_s=self.patience_s,
+        )
+
     def channel_options(self) -> list[tuple[str, int]]:
         """The same in grpcio's words."""
         return [
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", 2 * self.receive_limit_bytes),
+            ("grpc.max_receive_message_length", self.message_limit_bytes),
+            ("grpc.http2.lookahead_bytes", self.stream_window_bytes),
+            ("grpc.experimental.tcp_max_read_buffer_size", self.read_buffer_bytes),  # of each connection; it grows to megabytes
+            ("grpc.http2.bdp_probe", 0),  # it would widen the windows of streams that nobody reads from
             ("grpc.max_send_message_length", -1),
             ("grpc.max_concurrent_streams", min(self.max_concurrent_streams, _INT_MAX)),
             ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(self.keepalive_min_time_s)),
@@ -78,8 +105,9 @@ class GrpcServer:
     def __init__(self, api: Api, *, limits: GrpcLimits, metrics: Metrics, logger: Logger) -> None:
         self._logger = logger
         self._server = grpc.aio.server(options=limits.channel_options(), maximum_concurrent_rpcs=limits.max_concurrent_requests)
+        self.intake = limits.intake()
         self._server.add_generic_rpc_handlers(
-            bind_methods(api, metrics=metrics, logger=logger, receive_limit_bytes=limits.receive_limit_bytes)
+            bind_methods(api, metrics=metrics, logger=logger, receive_limit_bytes=limits.receive_limit_bytes, intake=self.intake)
         )
 
     async def start(self, urls: Sequence[Url]) -> tuple[Url, ...]:

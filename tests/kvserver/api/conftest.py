@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from google.protobuf.message import Message
 
-from kvserver.api import Api, MemberStatus, QuotaGate, build_api
+from kvserver.api import Answers, Api, ByteGate, MemberStatus, QuotaGate, build_api
+from kvserver.apply import AnswerRoom
 from kvserver.clock import MonotonicSeconds
 from kvserver.commands import CommandKind
 from kvserver.pb import rpc_pb2
@@ -29,7 +30,13 @@ class FakeCall:
     deadline_s: float | None = None
     cancelled: bool = False
     request_bytes: int = 10
-    raw: bytes = b"encoded"
+    over: list[Callable[[], None]] = field(default_factory=list)
+
+    def take_raw(self) -> bytes:
+        return b"encoded"
+
+    def on_done(self, callback: Callable[[], None]) -> None:
+        self.over.append(callback)
 
 
 class FakeClock:
@@ -77,13 +84,13 @@ class FakeCluster:
         if self.raises is not None:
             raise self.raises
 
-    async def read_range(self, request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeResponse:
+    async def read_range(self, request: rpc_pb2.RangeRequest, room: AnswerRoom) -> rpc_pb2.RangeResponse:
         self.asked.append(("read_range", request))
         if self.read_raises is not None:
             raise self.read_raises
         return rpc_pb2.RangeResponse(header=rpc_pb2.ResponseHeader(revision=self.revision), count=1)
 
-    async def read_txn(self, request: rpc_pb2.TxnRequest) -> rpc_pb2.TxnResponse:
+    async def read_txn(self, request: rpc_pb2.TxnRequest, room: AnswerRoom) -> rpc_pb2.TxnResponse:
         self.asked.append(("read_txn", request))
         return rpc_pb2.TxnResponse(header=rpc_pb2.ResponseHeader(revision=self.revision), succeeded=True)
 
@@ -169,6 +176,7 @@ def services() -> Services:
         reconfiguration=cluster,
         snapshots=cluster,
         quota=QuotaGate(quota_bytes=QUOTA_BYTES, space=cluster, alarms=cluster, clock=clock),
+        answers=Answers(ByteGate(max_bytes=1 << 20, max_waiting=10)),
         debug=cluster,
         clock=clock,
         max_request_bytes=MAX_REQUEST_BYTES,

@@ -12,8 +12,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvserver.apply import ApplyMetDamageError, OnlineCheck, Store, inspect, inspection, reading, removal
-from kvserver.apply import store as store_module
+from kvserver.apply import ApplyMetDamageError, OnlineCheck, Store, answering, inspect, inspection, reading, removal
 from kvserver.errors import CompactedError, CorruptError, DeterministicError, RequestTimeoutError
 from kvserver.mvcc import META, TABLES
 from kvserver.mvcc.layout import REV, pack_revision
@@ -55,7 +54,7 @@ async def test_empty_entries_become_durable_too(machine: Any) -> None:
 
 
 async def test_large_read_runs_in_a_thread_on_the_state_of_its_start(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "SCAN_BUDGET", 3)
+    monkeypatch.setattr(answering, "SCAN_BUDGET", 3)
     for number in range(10):
         machine.apply(PutRequest(key=b"k%d" % number))
     reading = asyncio.create_task(machine.store.read(EVERYTHING))
@@ -287,7 +286,7 @@ async def with_copy_and_pending_removal(machine: Any, path: Path) -> None:
 async def test_reads_during_an_install_are_answered_or_told_to_try_again(
     machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "SCAN_BUDGET", 10)
+    monkeypatch.setattr(answering, "SCAN_BUDGET", 10)
     await with_copy_and_pending_removal(machine, tmp_path / "copy")
     held = HeldExchange(monkeypatch)
     installing = asyncio.create_task(machine.store.install(tmp_path / "copy"))

@@ -11,7 +11,16 @@ from kvserver.config.budget import BASE_BYTES, LEAST_PEERS, MAX_BUDGET_BYTES, Bu
 
 MIB = 1 << 20
 RECEIVE_BYTES = ServerConfig().receive_limit_bytes
-LIMITS = ("log_window_bytes", "inflight_bytes", "uncommitted_bytes", "backend_buffer_bytes", "peer_queue_bytes", "wal_read_cache_bytes")
+LIMITS = (
+    "log_window_bytes",
+    "inflight_bytes",
+    "other_request_bytes",
+    "answer_bytes",
+    "uncommitted_bytes",
+    "backend_buffer_bytes",
+    "peer_queue_bytes",
+    "wal_read_cache_bytes",
+)
 
 budgets = st.integers(0, 1 << 34)
 requests = st.integers(1 << 16, 16 * MIB)
@@ -67,10 +76,12 @@ def test_the_shares_of_the_documented_example() -> None:
     parts = derive(128_000_000, receive_limit_bytes=RECEIVE_BYTES).parts()
     assert {name: round(part / 1e6, 1) for name, part in parts.items()} == {
         "base": 50.3,
-        "log_window_and_pins": 19.4,
-        "proposals_and_requests": 19.4,
-        "uncommitted": 9.7,
-        "store_buffer": 9.7,
+        "log_window_and_pins": 11.0,
+        "writes": 12.1,
+        "other_requests": 8.4,
+        "answers": 9.7,
+        "uncommitted": 7.3,
+        "store_buffer_and_pages": 9.7,
         "peer_queues": 14.6,
         "wal_read_cache": 4.9,
     }
@@ -78,7 +89,7 @@ def test_the_shares_of_the_documented_example() -> None:
 
 def test_a_budget_that_is_too_small_is_refused_with_the_least_one() -> None:
     least_bytes = least_budget_bytes(RECEIVE_BYTES)
-    assert least_bytes == 80 * MIB
+    assert least_bytes == 96 * MIB
     derive(least_bytes, receive_limit_bytes=RECEIVE_BYTES)
     with pytest.raises(ConfigError, match=rf"--memory-budget\[{least_bytes - 1}\] must be at least {least_bytes}: .*--max-request-bytes"):
         derive(least_bytes - 1, receive_limit_bytes=RECEIVE_BYTES)
@@ -101,6 +112,7 @@ def test_the_flag_sets_the_limits_that_were_not_given() -> None:
     assert config.memory_budget_bytes == 128_000_000
     assert config.log_window.max_bytes == budget.log_window_bytes
     assert config.max_inflight_bytes == budget.inflight_bytes
+    assert config.max_answer_bytes == budget.answer_bytes
     assert config.max_uncommitted_bytes == budget.uncommitted_bytes
     assert config.backend_buffer_bytes == budget.backend_buffer_bytes
     assert config.peer_queue_bytes == budget.peer_queue_bytes

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvserver import commands
-from kvserver.apply import Alarms, ApplyMetDamageError
+from kvserver.apply import Alarms, ApplyMetDamageError, Unbounded
 from kvserver.commands import CommandKind, ProposalId
 from kvserver.config import ServerConfig, parse
 from kvserver.errors import CorruptError, RequestError, RequestTimeoutError
@@ -343,7 +343,7 @@ async def test_a_halted_node_answers_nothing_and_takes_nothing_until_it_ends(tmp
         with pytest.raises(CorruptError):
             await node.reads.wait_linearizable(node.now_s() + 20)
         with pytest.raises(CorruptError):
-            await StoreReader(node.store).read_range(RangeRequest(key=b"sound"))
+            await StoreReader(node.store).read_range(RangeRequest(key=b"sound"), Unbounded())
         with pytest.raises(CorruptError):
             await put(node, b"sound")
         with pytest.raises(CorruptError):

@@ -13,6 +13,7 @@ from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node import peers
 from kvserver.node.driver import Driver
+from kvserver.node.inflow import Inflow
 from kvserver.node.peer_handler import NodePeerHandler
 from kvserver.node.peers import PeerBook
 from kvserver.peer import SnapshotOutcome
@@ -58,6 +59,8 @@ def handler_over(driver: FakeDriver) -> NodePeerHandler:
         log=Logger(SilentOutput()),
     )
     handler.driver = cast("Driver", cast("Any", driver))
+    nothing = Metrics(version="test").appends_held.add
+    handler.inflow = Inflow(handler.driver, limit_bytes=1, max_held_bytes=1, on_held=nothing, on_dropped=nothing)
     return handler
 
 

@@ -118,6 +118,7 @@ def test_every_handler_of_the_api_is_in_the_table() -> None:
         reconfiguration=nothing,  # type: ignore[arg-type]
         snapshots=nothing,  # type: ignore[arg-type]
         quota=nothing,  # type: ignore[arg-type]
+        answers=nothing,  # type: ignore[arg-type]
         debug=nothing,  # type: ignore[arg-type]
         clock=nothing,  # type: ignore[arg-type]
         max_request_bytes=1,
