@@ -227,7 +227,7 @@ async def build(home: Path) -> States:
     ports = PortAllocator()
     peer, client, http = ports.next_port(), ports.next_port(), ports.next_port()
     flags = [flag for flag in member_flags("a", home, client, peer, http, f"a=http://127.0.0.1:{peer}") if "--data-dir" not in flag]
-    flags += ["--wal-segment-bytes=64KiB", "--backend-batch-interval=60s", "--backend-batch-limit=1000000"]
+    flags += ["--wal-segment-bytes=64KiB", "--backend-batch-interval=60s", "--backend-batch-limit=1000000", "--wal-retain-bytes=0"]
     live = Directory(root=home / "live", flags=flags, acked={}, last_index=0, applied_index=0, term=0)
     node = await start(live)
     await node.wait_published()
