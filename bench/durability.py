@@ -1,11 +1,14 @@
 """`make bench-durability`: what durability costs, and that it leaves the event loop free.
 
 1. fdatasyncs per 1,000 puts of 256 B at 100 concurrent on a single node: how many proposals share one.
-2. The lateness of event loops (`bench/lag_server.py`, a probe every 5 ms): the leader's idle, during 1 MB puts by `--writers`, and while a
-   snapshot of `--snapshot-mb` is made and streamed to a member that was away, beside a light load; and that of the member that receives
-   and installs it, from the moment it listens until it serves. What counts is each p99 less that of the leader's idle loop in the same run.
+2. The lateness of event loops (`bench/lag_server.py`, a probe every 5 ms): of a single node and of the leader of three, idle and during
+   1 MB puts by each of `--writers`; of the leader while a snapshot of `--snapshot-mb` is made and streamed to a member that was away,
+   beside a light load; and of the member that receives and installs it, from the moment it listens until it serves.
 
-    python bench/durability.py [--snapshot-mb 1000] [--seconds 20] [--writers 8] [--json bench/out/durability.json]
+Each p99 stands beside that of an idle loop, in a process of its own, over the same seconds: with more processes than cores a timer is late
+although its loop has nothing to do. The difference is what the server does to its loop.
+
+    python bench/durability.py [--snapshot-mb 1000] [--seconds 20] [--writers 1,8] [--json bench/out/durability.json]
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -32,13 +36,44 @@ CATCH_UP_TIMEOUT_S: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """Lateness of one phase in milliseconds."""
+    """Lateness of a loop in one phase, in milliseconds; `beside_ms` is the p99 of the idle loop meanwhile."""
 
     phase: str
     samples: int
     p50_ms: float
     p99_ms: float
     max_ms: float
+    beside_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A phase: whose samples, and its seconds of CLOCK_MONOTONIC."""
+
+    samples: Path
+    phase: str
+    began_s: float
+    ended_s: float
+
+
+class IdleLoop:
+    """A process whose loop does nothing but note how late it is."""
+
+    def __init__(self, samples: Path) -> None:
+        self.samples = samples
+        self._process = subprocess.Popen([sys.executable, str(HERE / "lag_server.py"), str(samples), "--idle"])
+
+    def __enter__(self) -> IdleLoop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def judge(self, span: Span) -> Lag:
+        """The span's percentiles beside this loop's."""
+        found, beside = lateness_ms(span.samples, span), lateness_ms(self.samples, span)
+        return Lag(span.phase, len(found), at(found, 50), at(found, 99), found[-1], at(beside, 99))
 
 
 def fsyncs(node: NodeProcess) -> int:
@@ -60,17 +95,21 @@ def measure_fsyncs(directory: Path, ports: PortAllocator) -> dict[str, float]:
     return result
 
 
-def lag_of(path: Path, phase: str, began_s: float, ended_s: float) -> Lag:
-    """The percentiles of the samples in a span of CLOCK_MONOTONIC."""
+def lateness_ms(path: Path, span: Span) -> list[float]:
+    """The samples of a file in a span, sorted."""
     found = []
     for line in path.read_text().splitlines():
         at_s, late_ms = map(float, line.split())
-        if began_s <= at_s <= ended_s:
+        if span.began_s <= at_s <= span.ended_s:
             found.append(late_ms)
-    found.sort()
     if len(found) < 100:
-        raise RuntimeError(f"only {len(found)} samples of {phase}")
-    return Lag(phase, len(found), found[len(found) // 2], found[len(found) * 99 // 100], found[-1])
+        raise RuntimeError(f"only {len(found)} samples of {span.phase}")
+    return sorted(found)
+
+
+def at(ordered: Sequence[float], percent: int) -> float:
+    """A percentile of sorted samples."""
+    return ordered[len(ordered) * percent // 100]
 
 
 def put_all(endpoint: str, first: int, count: int, writers: int, until_s: float | None = None) -> int:
@@ -107,66 +146,89 @@ def put_all(endpoint: str, first: int, count: int, writers: int, until_s: float 
     return done
 
 
-def measure_lag(directory: Path, ports: PortAllocator, *, snapshot_mb: int, seconds: float, writers: int) -> list[Lag]:
-    """The phases on a cluster of three; the last one on two members."""
-    with ProcessCluster(directory, size=3, ports=ports, flags=["--quota-backend-bytes=8000000000", "--wal-retain-bytes=0"]) as cluster:
-        for node in cluster.nodes:
-            node.program = (str(HERE / "lag_server.py"), str(directory / f"{node.name}.lag"))
-        cluster.start()
-        leader = cluster.leader()
-        samples = directory / f"{leader.name}.lag"
-        spans: list[tuple[Path, str, float, float]] = []
+def watched(directory: Path, ports: PortAllocator, size: int) -> ProcessCluster:
+    """A cluster whose members note how late their loops are, in `<name>.lag`."""
+    cluster = ProcessCluster(directory, size=size, ports=ports, flags=["--quota-backend-bytes=8000000000", "--wal-retain-bytes=0"])
+    for node in cluster.nodes:
+        node.program = (str(HERE / "lag_server.py"), str(directory / f"{node.name}.lag"))
+    return cluster
 
-        began_s = time.monotonic()
-        time.sleep(seconds)  # the phase itself: nothing is asked of the cluster
-        spans.append((samples, "idle", began_s, time.monotonic()))
 
+def during_puts(leader: NodeProcess, samples: Path, size: int, writers: Sequence[int], seconds: float) -> list[Span]:
+    """Idle, then with 1 MB puts by so many writers at a time."""
+    began_s = time.monotonic()
+    time.sleep(seconds)  # the phase itself: nothing is asked of the cluster
+    name = "one node" if size == 1 else "the leader of three"
+    spans = [Span(samples, f"{name}: idle", began_s, time.monotonic())]
+    first = 0
+    for count in writers:
         began_s = time.monotonic()
-        put_all(leader.endpoint, 0, 1 << 20, writers=writers, until_s=began_s + seconds)
-        spans.append((samples, f"1 MB puts, {writers} writers", began_s, time.monotonic()))
+        done = put_all(leader.endpoint, first, 1 << 20, writers=count, until_s=began_s + seconds)
+        first += 1 << 20
+        phase = f"{name}: 1 MB puts, {count} writer{'s' if count > 1 else ''}, {done / seconds:.0f}/s"
+        spans.append(Span(samples, phase, began_s, time.monotonic()))
+    return spans
 
-        away = next(node for node in cluster.nodes if node is not leader)
-        away.stop()
-        written = put_all(leader.endpoint, 1 << 20, snapshot_mb, writers=4)
-        began_s = time.monotonic()
-        with AcknowledgedWriters([leader.endpoint], prefix=b"light/", writers=1):
-            away.start(wait_ready=False)
-            away.wait_ready(CATCH_UP_TIMEOUT_S)  # it is ready when it has applied its own entry, behind the snapshot
-        ended_s = time.monotonic()
-        spans.append((samples, f"snapshot of {written} MB and more, light puts: the leader", began_s, ended_s))
-        spans.append((directory / f"{away.name}.lag", "the same: the member that installs it", began_s, ended_s))
-        if not away.log_events("applied snapshot"):
-            raise RuntimeError("the member caught up without a snapshot")
-        if cluster.leader().name != leader.name:
-            raise RuntimeError("leadership moved during the run")
-        time.sleep(2)  # the probe writes its last samples
-        return [lag_of(*span) for span in spans]
+
+def during_snapshot(directory: Path, cluster: ProcessCluster, leader: NodeProcess, snapshot_mb: int) -> list[Span]:
+    """A member that was away gets a snapshot, beside light puts."""
+    away = next(node for node in cluster.nodes if node is not leader)
+    away.stop()
+    written = put_all(leader.endpoint, 1 << 30, snapshot_mb, writers=4)
+    began_s = time.monotonic()
+    with AcknowledgedWriters([leader.endpoint], prefix=b"light/", writers=1):
+        away.start(wait_ready=False)
+        away.wait_ready(CATCH_UP_TIMEOUT_S)  # it is ready when it has applied its own entry, behind the snapshot
+    ended_s = time.monotonic()
+    if not away.log_events("applied snapshot"):
+        raise RuntimeError("the member caught up without a snapshot")
+    if cluster.leader().name != leader.name:
+        raise RuntimeError("leadership moved during the run")
+    phase = f"snapshot of {written} MB and more in {ended_s - began_s:.0f} s, light puts: the leader"
+    return [
+        Span(directory / f"{leader.name}.lag", phase, began_s, ended_s),
+        Span(directory / f"{away.name}.lag", "the same: the member that installs it", began_s, ended_s),
+    ]
+
+
+def measure_lag(directory: Path, ports: PortAllocator, *, snapshot_mb: int, seconds: float, writers: Sequence[int]) -> list[Lag]:
+    """All phases, on one node and on three."""
+    directory.mkdir()
+    found = []
+    with IdleLoop(directory / "idle.lag") as idle:
+        for size in (1, 3):
+            home = directory / str(size)
+            with watched(home, ports, size) as cluster:
+                cluster.start()
+                leader = cluster.leader()
+                spans = during_puts(leader, home / f"{leader.name}.lag", size, writers, seconds)
+                if size > 1 and snapshot_mb:
+                    spans += during_snapshot(home, cluster, leader, snapshot_mb)
+                time.sleep(2)  # the probes write their last samples
+                found += [idle.judge(span) for span in spans]
+    return found
 
 
 def main() -> int:
     """Measure, print a Markdown table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--snapshot-mb", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--writers", type=int, default=8, help="of the 1 MB puts")
+    parser.add_argument("--snapshot-mb", type=int, default=1000, help="0: without that phase")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each phase")
+    parser.add_argument("--writers", default="1,8", help="of the 1 MB puts, one phase each")
     parser.add_argument("--json", type=Path, default=HERE / "out" / "durability.json")
     options = parser.parse_args()
-    ports = PortAllocator()
+    ports, writers = PortAllocator(), [int(each) for each in options.writers.split(",")]
     with tempfile.TemporaryDirectory() as directory:
         shared = measure_fsyncs(Path(directory) / "fsyncs", ports)
-        lags = measure_lag(
-            Path(directory) / "lag", ports, snapshot_mb=options.snapshot_mb, seconds=options.seconds, writers=options.writers
-        )
+        lags = measure_lag(Path(directory) / "lag", ports, snapshot_mb=options.snapshot_mb, seconds=options.seconds, writers=writers)
     for name, value in shared.items():
         print(f"{name}: {value}")
-    print("\n| phase | samples | p50 ms | p99 ms | p99 less idle | max ms |\n|---|---|---|---|---|---|")
+    print("\n| phase | samples | p50 ms | p99 ms | idle loop beside it, p99 ms | difference | max ms |\n|---|---|---|---|---|---|---|")
     for lag in lags:
-        print(
-            f"| {lag.phase} | {lag.samples} | {lag.p50_ms:.2f} | {lag.p99_ms:.2f} | {lag.p99_ms - lags[0].p99_ms:.2f} | {lag.max_ms:.1f} |"
-        )
+        figures = f"{lag.p50_ms:.2f} | {lag.p99_ms:.2f} | {lag.beside_ms:.2f} | {lag.p99_ms - lag.beside_ms:.2f} | {lag.max_ms:.1f}"
+        print(f"| {lag.phase} | {lag.samples} | {figures} |")
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"phase": lag.phase, "p50_ms": lag.p50_ms, "p99_ms": lag.p99_ms, "max_ms": lag.max_ms} for lag in lags]
-    options.json.write_text(json.dumps({**shared, "lag": rows}, indent=2) + "\n")
+    options.json.write_text(json.dumps({**shared, "lag": [asdict(lag) for lag in lags]}, indent=2) + "\n")
     return 0
 
 

@@ -1,6 +1,7 @@
 """kvserver with a fine probe of its event loop: every `PROBE_S` it notes how late the loop ran a timer.
 
     python bench/lag_server.py SAMPLES_FILE <kvserver flags>
+    python bench/lag_server.py SAMPLES_FILE --idle              a loop with nothing but the probe, until it is killed
 
 The file gets one line per probe: CLOCK_MONOTONIC in seconds, and the lateness in milliseconds; once a second they are written out.
 """
@@ -12,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any, Final
+
+import uvloop
 
 import kvserver.server
 from kvserver.__main__ import run
@@ -38,7 +41,7 @@ async def probe(path: Path) -> None:
 
 
 def main() -> int:
-    """Run the server with the probe beside it."""
+    """Run the server with the probe beside it, or the probe alone."""
     path, plain = Path(sys.argv[1]), kvserver.server.serve
 
     async def serve(*arguments: Any, **options: Any) -> int:
@@ -48,6 +51,8 @@ def main() -> int:
         finally:
             task.cancel()
 
+    if sys.argv[2:] == ["--idle"]:
+        uvloop.run(probe(path))
     kvserver.server.serve = serve
     return run(sys.argv[2:])
 

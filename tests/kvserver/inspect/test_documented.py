@@ -93,7 +93,8 @@ def test_every_text_about_damage_has_a_row(path: str) -> None:
 def test_every_row_is_about_a_text_that_there_is() -> None:
     everything = [text for path, names in SOURCES.items() for text in texts(path, names)]
     sources = "".join((ROOT / path).read_text() for path in (*SOURCES, "kvserver/inspect/wal_report.py", "kvserver/storage/errors.py"))
-    sources += "".join((ROOT / f"kvserver/node/{name}.py").read_text() for name in ("joining", "corruption", "backups", "foreign", "log_history"))
+    others = ("joining", "corruption", "backups", "foreign", "log_history")
+    sources += "".join((ROOT / f"kvserver/node/{name}.py").read_text() for name in others)
     stale = [
         each.pattern
         for each in fragments()
