@@ -213,7 +213,12 @@ _USED: Final = (
     _limit("max-inflight-requests", ValueKind.INT, "4096", "Most writes waiting for the cluster at a time; more are refused."),
     _limit("max-inflight-bytes", ValueKind.SIZE, "16MiB", "Most bytes of writes being received or waiting for the cluster; more wait."),
     _limit("max-answer-bytes", ValueKind.SIZE, "16MiB", "Most bytes of answers being built or sent; more wait, a larger one goes alone."),
-    _limit("max-uncommitted-bytes", ValueKind.SIZE, "64MiB", "Most bytes of entries that a leader holds uncommitted; more writes wait."),
+    _limit(
+        "max-uncommitted-bytes",
+        ValueKind.SIZE,
+        "64MiB",
+        "Most bytes of entries that a leader holds uncommitted, or any member committed and not yet applied; more wait.",
+    ),
     _limit("peer-queue-bytes", ValueKind.SIZE, "32MiB", "Most bytes queued to one member; more are dropped, and sent again later."),
     _limit("backend-buffer-bytes", ValueKind.SIZE, "8MiB", "Most bytes applied and not yet committed to the store; then applying waits."),
     _used(Group.OBSERVABILITY, "listen-metrics-urls", ValueKind.URLS, "", "Further URLs to listen on for /metrics and /health."),
@@ -259,7 +264,7 @@ _IGNORED: Final = (
     _ignored("max-snapshots", ValueKind.INT, "the store is the snapshot, there are no others to keep"),
     _ignored("experimental-corrupt-check-time", ValueKind.TEXT, "it is called --corrupt-check-time here, as in etcd 3.6"),
     _ignored("experimental-initial-corrupt-check", ValueKind.BOOL, "it is called --initial-corrupt-check here"),
-    _ignored("max-wals", ValueKind.INT, "segments are released as soon as the store holds them durably"),
+    _ignored("max-wals", ValueKind.INT, "closed segments are kept by bytes: --wal-retain-bytes"),
     *(
         _ignored(name, ValueKind.BOOL, _GONE)
         for name in ("enable-v2", "enable-grpc-gateway", "enable-pprof", "initial-election-tick-advance")
