@@ -7,7 +7,8 @@ Rules
 - One task per link, named; it ends by cancellation only. Every failure to connect leads to another attempt after a bounded, growing delay.
 - Requests (requests) are answered on the connection that carried them; whatever is unanswered when it ends, fails.
 - A reason for being down is logged when it changes, not per attempt.
-- Writing: frames go to the socket while its buffer is below the high-water mark, the rest waits in the outbox; urgent frames first.
+- Writing: frames go to the socket while its buffer is below the high-water mark, the rest waits in the outbox; urgent frames first. One
+  large write for each turn of the loop: the kernel copies what it takes at once, a millisecond per megabyte.
 - Alive means: a pong (or a part of an answer) within `ping_timeout_s`, or, while bulk fills the buffer, bytes that leave. Otherwise the
   connection is aborted.
 
@@ -90,6 +91,7 @@ class PeerLink:
         self._outbox = Outbox(options.outbox)
         self._requests = OutstandingRequests(peer_id)
         self._connection: FrameConnection | None = None
+        self._next_write: asyncio.Handle | None = None
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._down_reason = ""
@@ -163,13 +165,19 @@ class PeerLink:
         return True
 
     def flush(self) -> None:
-        """Write as much as the connection's buffer takes."""
+        """Write as much as the connection's buffer takes, or the first part of it if that is much."""
         connection = self._connection
-        while connection is not None and connection.is_writable and len(self._outbox):
+        while connection is not None and connection.is_writable and len(self._outbox) and self._next_write is None:
             segments, size_bytes = self._outbox.take(WRITE_HIGH_WATER_BYTES)
             self.sent_bytes += size_bytes
             self._connection_bytes += size_bytes
+            if size_bytes >= WRITE_HIGH_WATER_BYTES:
+                self._next_write = asyncio.get_running_loop().call_soon(self._write_on)
             connection.write(segments)
+
+    def _write_on(self) -> None:
+        self._next_write = None
+        self.flush()
 
     async def request(self, kind: int, payload: bytes, timeout_s: float) -> bytes:
         """Ask, and wait for the answer; see `Transport.request`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from dataclasses import replace
 
@@ -42,6 +43,20 @@ async def test_large_entries_arrive_whole(start_member, connect):
     await two.handler.until(lambda: len(two.handler.messages) == 2)
     assert sorted((message.type for message, _ in two.handler.messages)) == [MessageType.APP, MessageType.HEARTBEAT]
     assert next(message for message, _ in two.handler.messages if message.type is MessageType.APP) == sent
+
+
+async def test_large_messages_leave_one_by_one_so_that_the_loop_turns_between_them(start_member, connect):
+    one, two = await start_member(1), await start_member(2)
+    await connect(one, two)
+    one.transport.send([append(1, 2, bytes([i]) * 1_000_000, index=i) for i in range(6)])
+    assert one.transport.stats(two.id).queued_bytes >= 5_000_000
+    waiting = [one.transport.stats(two.id).queued_bytes]
+    while waiting[-1]:
+        await asyncio.sleep(0)
+        waiting.append(one.transport.stats(two.id).queued_bytes)
+    assert max(before - after for before, after in itertools.pairwise(waiting)) < 2_100_000
+    await two.handler.until(lambda: len(two.handler.messages) == 6)
+    assert [message.index for message, _ in two.handler.messages] == list(range(6))
 
 
 async def test_both_directions_and_three_members(start_member, connect):
