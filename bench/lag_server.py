@@ -3,12 +3,14 @@
     python bench/lag_server.py SAMPLES_FILE <kvserver flags>
     python bench/lag_server.py SAMPLES_FILE --idle              a loop with nothing but the probe, until it is killed
 
-The file gets one line per probe: CLOCK_MONOTONIC in seconds, and the lateness in milliseconds; once a second they are written out.
+The file gets one line per probe: CLOCK_MONOTONIC in seconds, the lateness in milliseconds, and how much of the time since the probe began
+the loop's thread was ready and had no CPU (Linux's schedstat); once a second they are written out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,16 +25,23 @@ PROBE_S: Final = 0.005
 WRITE_EVERY_S: Final = 1.0
 
 
+def waited_s(statistics: int) -> float:
+    """How long this thread has been ready to run without a CPU, since it began; from its schedstat."""
+    return int(os.pread(statistics, 128, 0).split()[1]) / 1e9
+
+
 async def probe(path: Path) -> None:
     """Note the lateness of timers until cancelled."""
     samples: list[str] = []
     written_s = time.monotonic()
+    statistics = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
     with path.open("a") as file:
         while True:
-            due_s = time.monotonic() + PROBE_S
+            due_s, waited_before_s = time.monotonic() + PROBE_S, waited_s(statistics)
             await asyncio.sleep(PROBE_S)
             now_s = time.monotonic()
-            samples.append(f"{now_s:.4f} {max(0.0, now_s - due_s) * 1e3:.3f}\n")
+            late_s, waiting_s = max(0.0, now_s - due_s), waited_s(statistics) - waited_before_s
+            samples.append(f"{now_s:.4f} {late_s * 1e3:.3f} {waiting_s * 1e3:.3f}\n")
             if now_s - written_s >= WRITE_EVERY_S:
                 file.writelines(samples)
                 file.flush()
