@@ -116,15 +116,17 @@ class Server:
 
     async def _start_node(self) -> Node | None:
         """The running member; None if a stop was asked for first. Raises KvError: it can't start."""
-        starting = asyncio.create_task(Node.start(self._config, metrics=self._metrics, log=self._log, files=self._files), name="start")
-        asked = asyncio.create_task(self._stop_asked.wait(), name="wait-stop")
         try:
-            await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            asked.cancel()
-            if not starting.done():
+            async with asyncio.TaskGroup() as group:
+                start = Node.start(self._config, metrics=self._metrics, log=self._log, files=self._files)
+                starting = group.create_task(start, name="start")
+                asked = group.create_task(self._stop_asked.wait(), name="wait-stop")
+                await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
                 starting.cancel()
-                await asyncio.wait([starting])
+                asked.cancel()
+        except ExceptionGroup as failures:
+            failure = failures.exceptions[0]  # only the start can fail
+            raise failure from failure.__cause__
         return None if starting.cancelled() else starting.result()
 
     def _build_api(self, node: Node) -> Api:

@@ -399,7 +399,7 @@ def watch_space(ground: Ground, parts: Parts, hand_over: HandOver, *, on_fatal: 
     parts.releaser.retention.is_short_of_space = lambda: watch.space.is_short
     parts.proposals.check = watch.check
     parts.proposals.check_change = watch.check_change
-    parts.handler.admit = watch.admit
+    parts.handler.admit = parts.inflow.admit = watch.admit
     return watch
 
 

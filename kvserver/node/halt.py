@@ -17,7 +17,8 @@ Rules
 - No WAL segment is released any more. The window goes on by its rule, which keeps whatever is not applied and durable here.
 - At most `limit_s` for the alarm (`GIVE_AWAY_S` of it before leadership is handed over: a leader whose uncommitted tail is full takes no
   proposal, and its successor does), and twice the time of a handover. While that lasts, what is committed and not applied adds to the
-  window.
+  window, beyond the bound of `inflow` too, which lets everything pass: the alarm's entry may be behind what it would hold. What adds to
+  memory is what the leader sends in that time.
 - A snapshot that arrives meanwhile is not installed: a store that has failed takes nothing more.
 - An alarm that is committed and disarmed in the same stretch of log is proposed again at every start: the operator disarmed too early.
 """
@@ -92,6 +93,12 @@ class Releaser(Protocol):
     def hold(self) -> None: ...
 
 
+class Gate(Protocol):
+    """The way in for entries from other members."""
+
+    def let_pass(self) -> None: ...
+
+
 class Leadership(Protocol):
     """Who hands leadership over."""
 
@@ -150,6 +157,7 @@ class HaltParts:
     reads: StoppableReads
     proposals: CheckedProposals
     releaser: Releaser
+    inflow: Gate
     hand_over: Leadership
     limit_s: float
     contact_s: float
@@ -192,6 +200,7 @@ class Halt:
         parts.proposals.check = _refuse_all_but_alarms
         parts.proposals.check_change = _refuse
         parts.releaser.hold()
+        parts.inflow.let_pass()
         self._task = self._loop.create_task(self._tell(), name="halt")
         self._task.add_done_callback(lambda task: self._told(task, error))
 
@@ -220,6 +229,7 @@ class Halt:
         await self._parts.hand_over.run(since_s=self._loop.time() - self._parts.contact_s)
 
     async def _wait_raised(self, until_s: float) -> bool:
+        """Looks again and again: what is known changes with the commit index, and also when a snapshot's installation ends."""
         while not self.knows(self._alarm):
             if self._loop.time() >= until_s:
                 return False

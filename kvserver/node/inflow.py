@@ -10,11 +10,15 @@ Rules
   may need them acknowledged, or replaced, before anything more can be committed. The leader's own bound on uncommitted bytes is theirs.)
 - Held are appends, and on a leader the writes that others forward; in order, one kind for all: while an append is held, those that follow
   it are, too. Heartbeats (which carry the commit index), votes and snapshots pass at once.
+- What is held is shown to `admit` again before it is stepped: a store that has become full since must not grow by what waited here.
 - At most `max_held_bytes` are held, about what a leader sends before it waits; more are dropped, as if the network had lost them: raft
   sends appends again, and who forwarded a write hears of a time-out.
+- In a halt (halt.py) nothing is held any more, from `let_pass` on: applying stands still for good, and what would wait for it may be the
+  entry with this member's own alarm. The tail then has no bound of its own; it grows by what the leader sends in the halt's time.
 
 Invariants (tests/kvserver/node/test_inflow.py): the unapplied tail grows beyond the limit by one message at most once commitment has
-caught up; nothing is stepped twice or out of order; what is held is stepped when applying is back below the limit.
+caught up, unless in a halt; nothing is stepped twice or out of order; what is held is stepped when applying is back below the limit, as far
+as it is admitted then.
 """
 
 from __future__ import annotations
@@ -49,6 +53,8 @@ class Inflow:
         limit_bytes: hold from this many unapplied bytes on.
         max_held_bytes: drop beyond this many held bytes.
         on_held, on_dropped: told of each message that is held or dropped.
+
+    `admit` answers what raft may see of a message that was held: all, a part, or (None) nothing of it. Who calls `take` has asked before.
     """
 
     def __init__(
@@ -68,6 +74,8 @@ class Inflow:
         self._held: deque[tuple[Message, Index]] = deque()
         self._held_bytes = 0
         self._is_releasing = False
+        self._lets_pass = False
+        self.admit: Callable[[Message], Message | None] = lambda message: message
 
     @property
     def held_bytes(self) -> int:
@@ -99,12 +107,19 @@ class Inflow:
             while self._held and not self._is_over(self._held[0][0]):
                 message, floor = self._held.popleft()
                 self._held_bytes -= _size_bytes(message)
-                self._core.step(message, floor)
+                admitted = self.admit(message)
+                if admitted is not None:
+                    self._core.step(admitted, floor)
         finally:
             self._is_releasing = False
 
+    def let_pass(self) -> None:
+        """Nothing will be applied any more: step what is held, and hold nothing from now on."""
+        self._lets_pass = True
+        self.release()
+
     def _is_over(self, message: Message) -> bool:
-        return bool(message.entries) and self._core.unapplied_bytes >= self._limit_bytes
+        return bool(message.entries) and not self._lets_pass and self._core.unapplied_bytes >= self._limit_bytes
 
 
 def _size_bytes(message: Message) -> int:

@@ -117,6 +117,7 @@ class Node:
                 reads=parts.reads,
                 proposals=parts.proposals,
                 releaser=parts.releaser,
+                inflow=parts.inflow,
                 hand_over=self._hand_over,
                 limit_s=self.config.request_timeout_s,
                 contact_s=self.config.election_timeout_s,

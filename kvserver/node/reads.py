@@ -4,7 +4,8 @@ Purpose: `wait_linearizable` returns once this member has applied everything tha
 
 Rules: at most one round is out; reads that arrive meanwhile share the next. A round without an answer is sent again (with a context of
 its own) every `RESEND_S`, and at once when a leader appears; each read ends at its own deadline. Reads have no effect, so repeating them
-is safe.
+is safe. At most `max_waiting` reads are open, those that wait until their index is applied included (with a full disk none may be for
+hours); more are refused. A read that ended leaves nothing behind: not itself, and with the last of its round not the wait for the index.
 
 Source: Ongaro's thesis 6.4; etcd server's linearizableReadLoop.
 """
@@ -12,10 +13,11 @@ Source: Ongaro's thesis 6.4; etcd server's linearizableReadLoop.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
-from kvserver.errors import NoLeaderError, RequestError, RequestTimeoutError, StoppedError
+from kvserver.errors import NoLeaderError, RequestError, RequestTimeoutError, StoppedError, TooManyRequestsError
 from raft.types import Index
 
 RESEND_S: Final = 0.5
@@ -29,6 +31,14 @@ class ReadSink(Protocol):
     def wait_applied(self, index: Index) -> asyncio.Future[None]: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Confirmed:
+    """A round whose index is known: the reads of it that are still open, and what they wait for."""
+
+    open: set[asyncio.Future[None]]
+    applied: asyncio.Future[None]
+
+
 class Reads:
     """The reads of this member that wait for their turn."""
 
@@ -39,7 +49,7 @@ class Reads:
         self._counter = 0
         self._waiting: list[asyncio.Future[None]] = []
         self._round: list[asyncio.Future[None]] = []
-        self._confirmed: set[asyncio.Future[None]] = set()  # their index is known; they wait until it is applied
+        self._confirmed: dict[asyncio.Future[None], _Confirmed] = {}  # each open one with its round
         self._contexts: set[bytes] = set()
         self._resend: asyncio.TimerHandle | None = None
         self._refusal: type[RequestError] | None = None
@@ -47,7 +57,7 @@ class Reads:
     @property
     def waiting_count(self) -> int:
         """Reads that are not answered yet."""
-        return len(self._waiting) + len(self._round)
+        return len(self._waiting) + len(self._round) + len(self._confirmed)
 
     async def wait_linearizable(self, deadline_s: float) -> None:
         """Return when a read of the local store is linearizable.
@@ -57,14 +67,15 @@ class Reads:
 
         Raises:
             NoLeaderError: there was no leader at the deadline.
-            RequestTimeoutError: the quorum did not confirm in time.
+            RequestTimeoutError: the quorum did not confirm in time, or this member did not apply in time.
+            TooManyRequestsError: `max_waiting` are open.
             StoppedError: this member is stopping.
             RequestError: what reads were stopped with.
         """
         if self._refusal is not None:
             raise self._refusal
         if self.waiting_count >= self._max_waiting:
-            raise NoLeaderError if not self._sink.has_leader() else RequestTimeoutError
+            raise TooManyRequestsError
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         if not self._round:
@@ -74,6 +85,8 @@ class Reads:
                 await future
         except TimeoutError:
             raise (RequestTimeoutError if self._sink.has_leader() else NoLeaderError) from None
+        finally:
+            self._forget(future)
 
     def resolve(self, context: bytes, index: Index) -> None:
         """Raft confirmed `index` for the round that `context` stands for."""
@@ -86,8 +99,7 @@ class Reads:
         if applied.done():
             _release(finished)
         else:
-            self._confirmed.update(finished)
-            applied.add_done_callback(partial(self._release_confirmed, finished))
+            self._keep_confirmed(finished, applied)
         if self._waiting:
             self._begin_round()
 
@@ -103,9 +115,32 @@ class Reads:
         for future in (*self._round, *self._waiting, *self._confirmed):
             if not future.done():
                 future.set_exception(refusal())
+        self._round, self._waiting = [], []
+        self._contexts.clear()
 
-    def _release_confirmed(self, finished: list[asyncio.Future[None]], applied: asyncio.Future[None]) -> None:
-        self._confirmed.difference_update(finished)
+    def _keep_confirmed(self, finished: list[asyncio.Future[None]], applied: asyncio.Future[None]) -> None:
+        """Have those of `finished` that are still open wait for `applied`."""
+        confirmed = _Confirmed(open={future for future in finished if not future.done()}, applied=applied)
+        if not confirmed.open:
+            applied.cancel()  # the driver lets go of what is done
+            return
+        self._confirmed.update(dict.fromkeys(confirmed.open, confirmed))
+        applied.add_done_callback(partial(self._release_confirmed, confirmed.open))
+
+    def _forget(self, future: asyncio.Future[None]) -> None:
+        """This read ended. One without an index stays until its round is sent or begun, and counts as long: rounds must not mix."""
+        confirmed = self._confirmed.pop(future, None)
+        if confirmed is None:
+            return
+        confirmed.open.discard(future)
+        if not confirmed.open:
+            confirmed.applied.cancel()  # as above
+
+    def _release_confirmed(self, reads: set[asyncio.Future[None]], applied: asyncio.Future[None]) -> None:
+        finished = list(reads)
+        reads.clear()
+        for future in finished:
+            del self._confirmed[future]
         if applied.cancelled():
             for future in finished:
                 if not future.done():

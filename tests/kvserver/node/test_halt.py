@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from kvserver.testing.ports import PortAllocator
 from kvserver.testing.processes import member_flags
 from kvserver.types import NodeId
 from raft.errors import CompactedError
+from raft.messages import Message, MessageType
 from raft.types import Entry, EntryType, Index, Term
 
 MEMBER = NodeId(7)
@@ -137,6 +138,7 @@ class Member:
                 reads=self,
                 proposals=self,
                 releaser=self,
+                inflow=self,
                 hand_over=self,
                 limit_s=limit_s,
                 contact_s=1.0,
@@ -165,6 +167,9 @@ class Member:
     def hold(self) -> None:
         self.events.append("hold")
 
+    def let_pass(self) -> None:
+        self.events.append("let pass")
+
     async def run(self, *, since_s: float) -> None:
         assert since_s <= asyncio.get_running_loop().time() - 1.0
         self.events.append("hand over")
@@ -185,7 +190,7 @@ async def test_the_alarm_is_raised_then_leadership_goes_then_the_member_ends() -
     member.halt.begin(ERROR)
     assert member.halt.is_begun
     assert await member.wait_ended() is ERROR
-    assert member.events == ["hold", "hasten", "raise", "hand over", "end"]
+    assert member.events == ["hold", "let pass", "hasten", "raise", "hand over", "end"]
     first = member.lines.lines[0]
     assert (first["row"], first["reason"], first["index"], first["path"]) == (ERROR.row, ERROR.reason, 5, "/data/db")
     assert "the CORRUPT alarm of this member is raised" in member.lines.messages()
@@ -197,11 +202,12 @@ async def test_it_does_not_end_before_the_alarm_is_committed_and_then_at_once(mo
     member.halt.begin(ERROR)
     async with asyncio.timeout(20):
         await member.given_away.wait()
-    assert member.events == ["hold", "hasten", "raise", "hand over"], "a leader that can't commit hands over before the time is up"
+    told = ["hold", "let pass", "hasten", "raise", "hand over"]
+    assert member.events == told, "a leader that can't commit hands over before the time is up"
     assert not member.ended.done()
     member.commit_alarm()
     assert await member.wait_ended() is ERROR
-    assert member.events[4:] == ["hand over", "end"], "it may have been elected meanwhile"
+    assert member.events[5:] == ["hand over", "end"], "it may have been elected meanwhile"
 
 
 async def test_without_a_quorum_it_ends_when_the_time_is_up() -> None:
@@ -270,8 +276,8 @@ class Home:
         return await Node.start(self.config, metrics=Metrics(version="test"), log=Logger(self.lines))
 
 
-async def put(node: Node, key: bytes) -> Any:
-    return await node.proposals.propose(CommandKind.PUT, PutRequest(key=key, value=b"v"), deadline_s=node.now_s() + 20)
+async def put(node: Node, key: bytes, value: bytes = b"v") -> Any:
+    return await node.proposals.propose(CommandKind.PUT, PutRequest(key=key, value=value), deadline_s=node.now_s() + 20)
 
 
 async def damaged_home(root: Path) -> Home:
@@ -355,6 +361,36 @@ async def test_a_halted_node_answers_nothing_and_takes_nothing_until_it_ends(tmp
         assert str(await failure_of(node)) == "the disk"
         with pytest.raises(RequestError):
             await writing
+    finally:
+        await node.stop()
+
+
+async def test_a_halted_node_holds_back_nothing_of_what_others_send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed and can't be applied is over the limit here at once, and the alarm's own entry may come behind it."""
+    home = await damaged_home(tmp_path / "data")
+    home.config = replace(home.config, max_uncommitted_bytes=1 << 20)
+    monkeypatch.setattr(halt_module.CommittedAlarms, "now", lambda self: ())  # the halt goes on until its time is up
+    node = await home.start()
+    try:
+        await node.wait_published()
+        begun, begin = asyncio.Event(), node.halt.begin
+        node.halt.begin = lambda error: (begin(error), begun.set())  # type: ignore[method-assign,assignment,return-value,func-returns-value]
+        writing = asyncio.create_task(put(node, b"k", b"v" * 1_100_000))
+        async with asyncio.timeout(20):
+            await begun.wait()
+        assert node.driver.unapplied_bytes >= 1 << 20
+        raw = node.driver.raw
+        last, other, term = raw.last_index, NodeId(9), Term(raw.term + 1)
+        behind = Entry(index=Index(last + 1), term=term, type=EntryType.NORMAL, data=b"x")
+        append = Message(
+            type=MessageType.APP, from_=other, to=node.member_id, term=term, index=last, log_term=raw.term, entries=(behind,), commit=last
+        )
+        node._parts.handler.on_message(append, Index(0))
+        assert (node.inflow.held_bytes, node.metrics.appends_held.value) == (0, 0)
+        assert raw.last_index == last + 1
+        node.fail(RuntimeError("enough"))
+        await asyncio.wait([writing])
+        assert isinstance(writing.exception(), RequestError)
     finally:
         await node.stop()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -155,6 +155,64 @@ def test_applying_within_a_step_does_not_begin_another() -> None:
     core.unapplied.clear()
     inflow.release()
     assert core.stepped == [1, 2, 3]
+
+
+def test_in_a_halt_what_is_held_goes_on_in_order_and_nothing_waits_any_more() -> None:
+    core, inflow, counts = member()
+    core.unapplied.append(2 * LIMIT)
+    for number in (1, 2, 3):
+        inflow.take(message(number), FLOOR)
+    assert core.stepped == []
+    inflow.let_pass()
+    assert (core.stepped, inflow.held_bytes) == ([1, 2, 3], 0)
+    for number in range(4, 30):
+        inflow.take(message(number), FLOOR)
+    assert core.stepped == list(range(1, 30))
+    assert (counts.held, counts.dropped) == (3, 0)
+
+
+def test_a_halt_that_begins_within_a_step_lets_the_rest_pass_in_order() -> None:
+    core, inflow, _ = member()
+    core.unapplied.append(2 * LIMIT)
+    for number in range(1, 6):
+        inflow.take(message(number), FLOOR)
+    plain = core.step
+
+    def step_and_halt(taken: Message, floor: Index) -> None:
+        plain(taken, floor)
+        inflow.let_pass()
+
+    core.step = step_and_halt  # type: ignore[method-assign]
+    core.unapplied.popleft()
+    core.unapplied.append(LIMIT - 1)
+    inflow.release()
+    assert core.stepped == [1, 2, 3, 4, 5]
+
+
+def test_what_was_held_is_admitted_again_when_it_goes_on() -> None:
+    """A store that has become full meanwhile takes no forwarded write that waited here, and the smaller part of another."""
+    core, inflow, _ = member()
+    asked: list[int] = []
+
+    def admit(shown: Message) -> Message | None:
+        asked.append(shown.index)
+        if shown.type is not MessageType.PROP:
+            return shown
+        return None if shown.index == 2 else replace(shown, entries=shown.entries[:1])
+
+    inflow.admit = admit
+    inflow.take(message(9, 0, MessageType.HEARTBEAT), FLOOR)
+    assert asked == [], "who hands it over has asked already"
+    core.unapplied.append(2 * LIMIT)
+    inflow.take(message(1), FLOOR)
+    inflow.take(message(2, kind=MessageType.PROP), FLOOR)
+    large = message(3, kind=MessageType.PROP)
+    inflow.take(replace(large, entries=(*large.entries, *large.entries)), FLOOR)
+    core.unapplied.clear()
+    inflow.release()
+    assert (core.stepped, asked) == ([9, 1, 3], [1, 2, 3])
+    assert list(core.unapplied) == [400, 400], "one entry of each"
+    assert inflow.held_bytes == 0
 
 
 actions = st.lists(st.one_of(st.tuples(st.just("take"), st.integers(0, 900)), st.tuples(st.just("apply"), st.integers(1, 3))), max_size=80)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections.abc import Callable
 
 import pytest
 
-from kvserver.errors import CorruptError, NoLeaderError, RequestTimeoutError, StoppedError
+from kvserver.errors import CorruptError, NoLeaderError, RequestTimeoutError, StoppedError, TooManyRequestsError
 from kvserver.node import reads as reads_module
 from kvserver.node.reads import Reads
 from raft.types import Index
@@ -128,7 +130,7 @@ async def test_reads_over_the_bound_are_refused() -> None:
     reads = make(sink, max_waiting=1)
     task = begin(reads)
     await turn()
-    with pytest.raises(RequestTimeoutError):
+    with pytest.raises(TooManyRequestsError):
         await begin(reads)
     reads.stop()
     await asyncio.gather(task, return_exceptions=True)
@@ -159,5 +161,76 @@ async def test_reads_stop_with_the_error_that_is_given_wherever_they_wait() -> N
     for task in (confirmed, in_round, waiting, begin(reads)):
         with pytest.raises(CorruptError):
             await task
-    sink.applied[12].set_result(None)
+    assert sink.applied[12].cancelled(), "nobody waits for it"
     await turn()
+    assert reads.waiting_count == 0
+
+
+async def test_confirmed_reads_count_against_the_bound_until_they_are_answered() -> None:
+    """With a full disk applying pauses: reads that have their index wait as well, and cost as much."""
+    sink = FakeSink()
+    reads = make(sink, max_waiting=3)
+    tasks = [begin(reads) for _ in range(3)]
+    await turn()
+    reads.resolve(sink.contexts[0], Index(12))
+    await turn()
+    reads.resolve(sink.contexts[1], Index(13))
+    await turn()
+    assert reads.waiting_count == 3
+    with pytest.raises(TooManyRequestsError):
+        await begin(reads)
+    sink.applied[12].set_result(None)
+    await tasks[0]
+    assert reads.waiting_count == 2
+    tasks.append(begin(reads))
+    await turn()
+    assert not tasks[-1].done()
+    reads.stop()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await turn()
+    assert reads.waiting_count == 0
+
+
+class PausedSink(FakeSink):
+    """Every round is confirmed at once, and nothing is ever applied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.confirm: Callable[[bytes, Index], None] = lambda context, index: None
+        self.pending: list[asyncio.Future[None]] = []
+
+    def request_read_index(self, context: bytes) -> None:
+        asyncio.get_running_loop().call_soon(self.confirm, context, Index(10))
+
+    def wait_applied(self, index: Index) -> asyncio.Future[None]:
+        del index
+        self.pending.append(asyncio.get_running_loop().create_future())
+        return self.pending[-1]
+
+
+def live_futures() -> int:
+    gc.collect()
+    return sum(type(each) is asyncio.Future for each in gc.get_objects())
+
+
+async def test_ten_thousand_reads_that_time_out_while_nothing_is_applied_leave_nothing_behind() -> None:
+    sink = PausedSink()
+    reads = make(sink)
+    sink.confirm = reads.resolve
+    before = live_futures()
+    first = begin(reads, 0.002)
+    staying = begin(reads, 60.0)  # it shares the second round with reads that end: they must not stay with it
+    for _ in range(103):
+        results = await asyncio.gather(*(begin(reads, 0.002) for _ in range(98)), return_exceptions=True)
+        assert [type(each) for each in results] == [RequestTimeoutError] * 98
+        del results  # they know their frames
+    await asyncio.gather(first, return_exceptions=True)
+    await turn()  # the callback that woke this task knows results, too
+    assert not staying.done()
+    assert reads.waiting_count == 1
+    assert sum(not each.done() for each in sink.pending) == 1, "the driver lets go of what is done"
+    sink.pending = [each for each in sink.pending if not each.done()]
+    assert live_futures() - before <= 3
+    sink.pending[0].set_result(None)
+    await staying
+    assert reads.waiting_count == 0

@@ -13,16 +13,24 @@ from pathlib import Path
 
 import pytest
 
+from kvserver import commands
+from kvserver.commands import CommandKind, ProposalId
 from kvserver.config import ServerConfig, parse
 from kvserver.errors import NotEnoughStartedMembersError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node import Node
 from kvserver.node.directory import open_data_directory
+from kvserver.node.driver import Driver
 from kvserver.node.node import PeerListenError
+from kvserver.node.space import SpaceEvent
+from kvserver.pb.rpc_pb2 import PutRequest
 from kvserver.rpc import ListenError
 from kvserver.server import Server
 from kvserver.testing.ports import PortAllocator
+from kvserver.types import NodeId
+from raft.messages import Message, MessageType
+from raft.types import Entry, EntryType, Index, Term
 
 
 class SilentOutput:
@@ -49,7 +57,9 @@ def config_for(root: Path, peer_port: int, client_port: int) -> ServerConfig:
     return invocation.config  # type: ignore[union-attr]
 
 
-async def test_a_peer_port_in_use_is_one_clear_error_and_the_directory_can_be_used_again(tmp_path: Path) -> None:
+async def test_a_peer_port_in_use_is_one_clear_error_and_the_directory_can_be_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ports = PortAllocator()
     peer, client = ports.next_port(), ports.next_port()
     config = config_for(tmp_path, peer, client)
@@ -60,6 +70,10 @@ async def test_a_peer_port_in_use_is_one_clear_error_and_the_directory_can_be_us
             await Server(config, log=LOG).run()
         with pytest.raises(PeerListenError, match=str(peer)):  # taken between the look and the bind
             await Node.start(config, metrics=Metrics(version="test"), log=LOG)
+        monkeypatch.setattr("kvserver.server.check_free", lambda url: None)
+        with pytest.raises(PeerListenError, match=str(peer)) as raised:  # so the server says it, too: one error and no group
+            await Server(config, log=LOG).run()
+        assert isinstance(raised.value.__cause__, OSError)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("wal", "snapshot", "store"))]
     node = await Node.start(config, metrics=Metrics(version="test"), log=LOG)
     await node.wait_published()
@@ -133,3 +147,35 @@ asyncio.run(server.serve(None, log=None))
 def test_a_stop_that_hangs_is_ended_by_a_later_signal() -> None:
     ended = subprocess.run([sys.executable, "-c", _SIGNALLED], capture_output=True, text=True, timeout=20, check=False)
     assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, "asked\nasked\n"), ended.stderr
+
+
+async def test_a_write_that_was_held_back_is_refused_when_the_disk_is_full_by_the_time_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = PortAllocator()
+    config = config_for(tmp_path, ports.next_port(), ports.next_port())
+    node = await Node.start(config, metrics=Metrics(version="test"), log=LOG)
+    try:
+        await node.wait_published()
+        raw, last = node.driver.raw, node.driver.raw.last_index
+        behind_bytes = config.max_uncommitted_bytes
+        monkeypatch.setattr(Driver, "unapplied_bytes", property(lambda self: behind_bytes))
+        for counter in (1, 2):
+            data = commands.encode(CommandKind.PUT, ProposalId(NodeId(9), 1, counter), PutRequest(key=b"k").SerializeToString())
+            forwarded = Entry(index=Index(0), term=Term(0), type=EntryType.NORMAL, data=data)
+            message = Message(type=MessageType.PROP, from_=NodeId(9), to=node.member_id, entries=(forwarded,))
+            node._parts.handler.on_message(message, Index(0))
+            assert raw.last_index == last, "held"
+            if counter == 1:
+                node.space.note_store(OSError("full"))
+                behind_bytes = 0
+                node.inflow.release()
+                assert (raw.last_index, node.inflow.held_bytes) == (last, 0)
+                node.space.note_store(None)
+                node.space._note(SpaceEvent.STORE_FREE, "")
+                behind_bytes = config.max_uncommitted_bytes
+        behind_bytes = 0
+        node.inflow.release()
+        assert raw.last_index == last + 1, "there is space again"
+    finally:
+        await node.stop()
