@@ -60,11 +60,13 @@ class HistoryReader:
     Args:
         files: the log's.
         segments: a copy of the list of segments, oldest first, as the writer has it.
+        first_index: the lowest index that can be read. It may lie before the oldest segment's: an overwrite can go back behind its start.
     """
 
-    def __init__(self, files: Files, segments: Callable[[], Sequence[Segment]]) -> None:
+    def __init__(self, files: Files, segments: Callable[[], Sequence[Segment]], first_index: Callable[[], Index]) -> None:
         self._files = files
         self._segments = segments
+        self._first_index = first_index
         self._marks: dict[Path, list[tuple[int, Chain]]] = {}
 
     @property
@@ -83,8 +85,9 @@ class HistoryReader:
         """
         segments = self._segments()
         self._forget(segments)
-        if lo < segments[0].first_index:
-            raise HistoryGoneError(segments[0].path, Index(segments[0].first_index - 1))
+        first_index = self._first_index()
+        if lo < first_index:
+            raise HistoryGoneError(segments[0].path, Index(first_index - 1))
         answer = _Answer(lo, hi, max_bytes, term_at)
         last = segments[-1]
         for segment in segments:
@@ -94,6 +97,8 @@ class HistoryReader:
                 if answer.is_full:
                     break
         if not answer.entries:
+            if lo < segments[0].first_index:  # the writer is between removing its segment and saying so
+                raise HistoryGoneError(segments[0].path, lo)
             raise DamagedError(last.path, last.end_bytes, Index(lo - 1), f"entry {lo} should be in the log, and is not")
         return answer.entries
 

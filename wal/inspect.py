@@ -24,7 +24,7 @@ from wal.errors import DamagedError, FormatVersionError, SegmentError, WalError,
 from wal.files import Files, OsFiles
 from wal.identity import read_metadata
 from wal.log import recovered_hard_state
-from wal.reader import read_log
+from wal.reader import Unread, read_log
 from wal.record import ALIGNMENT_BYTES, HEADER_BYTES, MARK, MARK_OFFSET, BadRecord, Chain, Record, RecordType, header_is_valid, read_record
 from wal.repair import judge
 from wal.segment import CHUNK_BYTES, SUFFIX, ChunkedSource, is_sealed, parse_segment_name, read_header
@@ -138,10 +138,18 @@ def inspect_log(directory: Path, *, files: Files = OS_FILES) -> Iterator[Event]:
         before_crc, last_index = pass_.end_crc, pass_.last_index
 
 
-def verdict(directory: Path, *, applied_index: Index = NO_INDEX, applied_term: Term = UNKNOWN_TERM, files: Files = OS_FILES) -> Verdict:
-    """What a start with a store at this position would make of the log; nothing is changed."""
+def verdict(
+    directory: Path,
+    *,
+    applied_index: Index = NO_INDEX,
+    applied_term: Term = UNKNOWN_TERM,
+    recent_bytes: int | None = None,
+    files: Files = OS_FILES,
+) -> Verdict:
+    """What a start with a store at this position would make of the log; nothing is changed. `recent_bytes` as in `Wal.open`."""
+    unread = None if recent_bytes is None else Unread(through_index=applied_index, recent_bytes=recent_bytes)
     try:
-        result = read_log(files, directory, read_metadata(directory, files=files), _drop)
+        result = read_log(files, directory, read_metadata(directory, files=files), _drop, unread)
         hard_state = recovered_hard_state(result, applied_index, applied_term)
     except WalError as error:
         return Verdict(refusal=error)

@@ -171,8 +171,8 @@ class Wal:
         Streams every valid entry in file order to `sink`. An entry at or below the last one seen overwrites: the sink drops from there
         on. One that leaves a gap stands behind a snapshot marker: the sink drops everything before it. `applied_index` and `applied_term`
         are what the store holds durably (term 0: not known, not compared). With `recent_bytes`, of the segments that hold nothing above the
-        applied index only the newest are read, so many bytes of them at least; of older ones the headers. Raises a WalError (see
-        errors.py); until every check has passed no file is changed.
+        applied index only the newest are read, so many bytes of them at least; of older ones the headers: the sink may see nothing of the
+        log's last entries then, if all are applied. Raises a WalError (see errors.py); until every check has passed no file is changed.
         """
         _check_segment_size(segment_size_bytes)
         try:
@@ -239,7 +239,7 @@ class Wal:
 
     def history(self, files: Files) -> HistoryReader:
         """A reader of old entries, for a thread of its own; `files` are the log's."""
-        return HistoryReader(files, lambda: list(self._writer.segments))
+        return HistoryReader(files, lambda: list(self._writer.segments), lambda: self.first_index)
 
     def save(self, entries: Sequence[Entry], hard_state: HardState | None, *, sync: bool) -> None:
         """Append the entries, then the hard state; with `sync`, return when all of it and everything saved before is durable.

@@ -60,6 +60,8 @@ class ReadResult:
 class Unread:
     """What need not be read: closed segments that hold nothing above `through_index` (which the store has, durably), but for the newest
     ones, `recent_bytes` of them at least. One in which the term or the marker changes is read all the same.
+
+    `recent_bytes` counts records of every kind: if the newest segments hold hard states only, the sink sees no entry of the log's end.
     """
 
     through_index: Index

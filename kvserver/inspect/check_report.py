@@ -21,7 +21,7 @@ from kvserver.inspect.output import Output, Progress, count_of
 from kvserver.inspect.place import Place, hold
 from kvserver.inspect.position import meta_of
 from kvserver.inspect.start import Start, judge_start
-from kvserver.inspect.wal_report import WHAT_TO_DO
+from kvserver.inspect.wal_report import LATER, SMALLER, UNREAD, WHAT_TO_DO
 from kvserver.mvcc import TABLES, KvHash, Mvcc, Snapshot, describe_row
 from kvserver.mvcc.compaction import NEVER
 from kvserver.mvcc.integrity import CrossCheck, Pass, check_numbers
@@ -81,12 +81,20 @@ def report_check(place: Place, output: Output, progress: Progress) -> int:
 def _verdict(place: Place, start: Start, findings: _Findings) -> str:
     """The last line: whether all is sound, and what a start would do."""
     if findings.problems:
-        would = "refuse to start" if _would_refuse(place, start) else "start, and refuse to serve what is damaged"
-        return f"not sound, {count_of(findings.problems, 'problem')}; a server would {would}. {WHAT_TO_DO}"
+        return f"not sound, {count_of(findings.problems, 'problem')}; {_would(place, start, findings)}. {WHAT_TO_DO}"
     if start.refusal is not None:
         return f"sound; a server would refuse to start: {start.refusal}"
     repaired = ", having repaired the end of the log" if start.repair is not None else ""
     return f"sound; a server would start{repaired}"
+
+
+def _would(place: Place, start: Start, findings: _Findings) -> str:
+    """What a server would do with what is not sound."""
+    if _would_refuse(place, start):
+        return f"a server would refuse to start{SMALLER if start.depends_on_window else ''}"
+    if start.passed_over is not None and findings.problems == 1:
+        return f"{UNREAD}. {LATER}"
+    return "a server would start, and refuse to serve what is damaged"
 
 
 def _would_refuse(place: Place, start: Start) -> bool:
@@ -227,9 +235,9 @@ def _hash(state: Snapshot, path: Path, findings: _Findings) -> None:
 
 def _check_start(place: Place, start: Start, findings: _Findings) -> None:
     """The log, and whether store and log belong together. What is wrong with the store by itself has been told."""
-    if start.log_error is not None:
-        _tell_log(start.log_error, place, findings)
-    elif start.refusal is not None and start.store_error is None and not start.is_removed:
+    if (log_error := start.log_error or start.passed_over) is not None:
+        _tell_log(log_error, place, findings)
+    if start.refusal is not None and start.log_error is None and start.store_error is None and not start.is_removed:
         findings.problem(place.root, start.refusal)
     if start.store_error is not None and not findings.problems:
         findings.problem(place.store, start.store_error.reason)

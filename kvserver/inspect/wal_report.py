@@ -23,6 +23,9 @@ from wal.record import RecordType
 
 LIVE_ATTEMPTS: Final = 3
 WHAT_TO_DO: Final = f"What to do: {guide('corruption')}"
+UNREAD: Final = "a server would start (with the default --log-window-bytes, or a smaller one): it doesn't read what is damaged"
+LATER: Final = "It can't feed members that are behind from there: replace it at a time that suits"
+SMALLER: Final = " (with a --log-window-bytes below the default it may not read what is damaged, and start)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +218,7 @@ class _Shown:
 
 def _verdict(start: Start, totals: _Totals, in_use: bool, output: Output) -> int:
     """The end of the report; returns the exit code."""
-    is_sound = (start.refusal is None or start.is_removed) and not totals.damaged
+    is_sound = (start.refusal is None or start.is_removed) and start.passed_over is None and not totals.damaged
     log, metadata, store = start.log, start.metadata, start.store
     hard_state = log.hard_state if log is not None and log.hard_state is not None else totals.hard_state
     marker = log.marker if log is not None else None
@@ -225,7 +228,7 @@ def _verdict(start: Start, totals: _Totals, in_use: bool, output: Output) -> int
             "sound": is_sound,
             "provisional": in_use,
             "verdict": "refuse" if start.refusal else "repair" if start.repair else "ok",
-            "text": start.refusal or start.repair or start.note or "",
+            "text": start.refusal or start.repair or start.note or (UNREAD if start.passed_over is not None else ""),
             "cluster_id": None if metadata is None else f"{metadata.cluster_id:x}",
             "member_id": None if metadata is None else f"{metadata.member_id:x}",
             "segments": totals.segments,
@@ -265,16 +268,25 @@ def _verdict(start: Start, totals: _Totals, in_use: bool, output: Output) -> int
 def _say_verdict(start: Start, totals: _Totals, in_use: bool, output: Output) -> None:
     """The last line, in the words of `kvserver check`; it speaks of the log, as the store was asked for its position only."""
     certainty = " (provisional: the directory is in use)" if in_use else ""
-    if start.is_removed and not totals.damaged:
+    if start.is_removed and start.passed_over is None and not totals.damaged:
         output.text(f"Verdict{certainty}: the log is sound; a server would refuse to start:\n  {start.refusal}")
     elif start.refusal is not None:
-        output.text(f"Verdict{certainty}: not sound; a server would refuse to start:\n  {start.refusal}")
+        smaller = SMALLER if start.depends_on_window else ""
+        output.text(f"Verdict{certainty}: not sound; a server would refuse to start{smaller}:\n  {start.refusal}")
+    elif start.passed_over is not None:
+        output.text(f"Verdict{certainty}: not sound; {UNREAD}: {_what_of(start.passed_over)}.\n  {LATER}. {WHAT_TO_DO}")
     elif totals.damaged:
         output.text(f"Verdict{certainty}: not sound; a server would start, it would not read what is damaged above. {WHAT_TO_DO}")
     elif start.repair is not None:
         output.text(f"Verdict{certainty}: the log is sound; a server would start, having repaired the end of the log:\n  {start.repair}")
     else:
         output.text(f"Verdict{certainty}: the log is sound; a server would start{f' ({start.note})' if start.note else ''}")
+
+
+def _what_of(error: WalError) -> str:
+    """What is wrong and where, without what a refused start says of it."""
+    path = getattr(error, "path", None)
+    return str(error) if path is None or not error.what else f"{path}: {error.what}"
 
 
 def _hard_state(state: HardState | None) -> dict[str, Any] | None:

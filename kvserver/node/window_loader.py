@@ -2,7 +2,8 @@
 
 Rules: every entry above the applied index is kept (it is still to be applied); below it only the newest within the window's limits, so
 that peers with a trivial lag need no snapshot. The WAL hands entries over in file order: an index that was seen before overwrites, a gap
-stands behind a snapshot marker, or behind segments that were not read because nobody needs them.
+stands behind a snapshot marker, or behind segments that were not read because nobody needs them. If the last entries are among those (the
+newest segments hold hard states only: elections), all of the log is applied, and the window begins empty behind it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,11 @@ class WindowLoader:
             conf_state=conf_state,
             durable=durable,
         )
-        if held is None or recovered.last_index < recovered.first_index:
+        if recovered.last_index < recovered.first_index:
+            return window
+        if held is None or held.last_index() < recovered.last_index:
+            # The last entries stand in segments that were not read: those hold nothing above the applied index, and no later one an entry.
+            window.reset(recovered.last_index, recovered.last_term)
             return window
         self._trim(held)
         first = max(held.first_index(), recovered.first_index)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvserver import commands
@@ -104,6 +104,11 @@ class Directory:
             applied_index=self.applied_index,
             term=self.term,
         )
+
+    def retaining(self) -> Directory:
+        """The same directory, started with what is the default: segments that nobody needs are kept; and the least log window."""
+        flags = [flag for flag in self.flags if not flag.startswith("--wal-retain-bytes")]
+        return replace(self, flags=[*flags, "--wal-retain-bytes=256MiB", "--log-window-bytes=64KiB"])
 
     def lose_store(self) -> None:
         self.store.unlink()

@@ -13,6 +13,7 @@ from wal import Metadata, OsFiles, read_metadata
 from wal.segment import ChunkedSource, read_header, start_segment
 
 both = pytest.mark.parametrize("store", ["kept", "lost"])
+retention = pytest.mark.parametrize("is_retaining", [False, True], ids=["no retention", "retention"])
 
 
 @both
@@ -34,9 +35,11 @@ async def test_zero_length_segment_among_others(take, states, store, which):
 
 
 @both
+@retention
 @pytest.mark.parametrize("which", [1, 2, -2, -1])
-async def test_missing_segment(take, states, store, which):
+async def test_missing_segment(take, states, store, which, is_retaining):
     directory = take(states.kept(store), store)
+    directory = directory.retaining() if is_retaining else directory
     directory.segments[which].unlink()
     await assert_refused(directory, directory.wal, "missing", "replace-a-dead-member")
 
@@ -70,8 +73,10 @@ async def test_missing_newest_segments_that_the_store_knows_of(take, states):
 
 
 @both
-async def test_swapped_segments(take, states, store):
+@retention
+async def test_swapped_segments(take, states, store, is_retaining):
     directory = take(states.kept(store), store)
+    directory = directory.retaining() if is_retaining else directory
     first, second = directory.segments[1:3]
     first.rename(first.with_suffix(".x"))
     second.rename(first)

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from kvserver import commands
 from kvserver.__main__ import run
 from kvserver.apply import Applier, Store
 from kvserver.commands import CommandKind, ProposalId
+from kvserver.inspect.position import read_position
+from kvserver.node.compaction import WindowLimits
 from kvserver.pb.rpc_pb2 import PutRequest
 from kvserver.types import ClusterId, ConfState, Member, NodeId
 from raft.types import Entry, EntryType, HardState, Index, Term
-from wal import Marker, Metadata, Wal
+from wal import DamagedError, Marker, Metadata, Wal
 
 LAST = 80
 OWN = Metadata(0xC1, 0x51)
@@ -124,6 +128,38 @@ def test_damaged_log_is_marked_with_the_text_of_a_start(directory: Path, look: R
     assert code == 1
     assert f"damaged at offset {damage['offset']}" in said
     assert "docs/operations/corruption.md" in said
+
+
+@pytest.mark.parametrize("is_behind", [True, False], ids=["beyond the default window", "within it"])
+def test_damage_that_a_start_passes_over_is_told_and_predicted_as_it_comes(
+    directory: Path, look: Run, monkeypatch: pytest.MonkeyPatch, is_behind: bool
+) -> None:
+    window_bytes = 8_192 if is_behind else 1 << 20
+    monkeypatch.setattr("kvserver.inspect.start.WindowLimits", lambda: WindowLimits(max_bytes=window_bytes))
+    flip_last(segment(directory, 1), b"value" * 30)
+    store = read_position(directory / "member" / "snap" / "db")
+    assert store is not None
+    code, said, _ = look("wal", directory, "--json")
+    (damage,) = (each for each in lines(said) if each["kind"] == "damage")
+    summary = lines(said)[-1]
+    assert (code, summary["sound"], summary["verdict"]) == (1, False, "ok" if is_behind else "refuse")
+    what = f"damaged at offset {damage['offset']}, behind index {damage['after_index']}"
+    words = "a server would start (with the default --log-window-bytes" if is_behind else "would refuse to start (with a --log-window-bytes"
+    for command in ("wal", "check"):
+        code, said, _ = look(command, directory)
+        assert (code, what in said, words in said, "docs/operations/" in said) == (1, True, True, True), said
+    code, said, _ = look("check", directory, "--json")
+    assert (code, lines(said)[-1]["problems"]) == (1, 1)
+    opening = partial(Wal.open, directory / "member" / "wal", OWN, lambda entry: None, segment_size_bytes=4096)
+    with nullcontext() if is_behind else pytest.raises(DamagedError):
+        opening(applied_index=store.index, applied_term=store.term, recent_bytes=window_bytes)[0].close()
+
+
+def test_damage_that_every_start_reads_depends_on_no_window(directory: Path, look: Run) -> None:
+    flip_last(segment(directory, -1), b"value" * 10)
+    for command in ("wal", "check"):
+        code, said, _ = look(command, directory)
+        assert (code, "would refuse to start" in said, "--log-window-bytes" in said) == (1, True, False)
 
 
 def test_damaged_store_is_marked_with_file_and_offset(directory: Path, look: Run) -> None:
