@@ -70,7 +70,7 @@ class AnswerSlot:
 
     def try_take(self, size_bytes: int) -> bool:
         """See `AnswerRoom`."""
-        wanted_bytes = self._cost(size_bytes)
+        wanted_bytes = min(self._cost(size_bytes), self._gate.max_bytes)  # as `wait` does: what it granted must be enough here
         if wanted_bytes > self._held_bytes:
             if self._held_bytes or not self._gate.try_take(wanted_bytes):
                 return False

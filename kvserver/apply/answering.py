@@ -37,6 +37,8 @@ class AnswerRoom(Protocol):
     async def wait(self, size_bytes: int) -> int:
         """Return when there is room for so many bytes, instead of those taken before; returns how large the answer may be, so many or more.
 
+        What was granted is enough for `try_take` of the same size.
+
         Raises RequestError leaves.
         """
 

@@ -211,7 +211,13 @@ _USED: Final = (
     _limit("wal-read-cache-bytes", ValueKind.SIZE, "8MiB", "Memory for entries read back from disk, for all members that are behind."),
     _limit("max-concurrent-requests", ValueKind.INT, "4096", "Most calls being served at a time; more are refused."),
     _limit("max-inflight-requests", ValueKind.INT, "4096", "Most writes waiting for the cluster at a time; more are refused."),
-    _limit("max-inflight-bytes", ValueKind.SIZE, "16MiB", "Most bytes of writes being received or waiting for the cluster; more wait."),
+    _limit(
+        "max-inflight-bytes",
+        ValueKind.SIZE,
+        "16MiB",
+        "Most bytes of writes being received or waiting for the cluster; more wait. "
+        "Below 8MiB they are received one at a time, below 4MiB each goes alone.",
+    ),
     _limit("max-answer-bytes", ValueKind.SIZE, "16MiB", "Most bytes of answers being built or sent; more wait, a larger one goes alone."),
     _limit(
         "max-uncommitted-bytes",

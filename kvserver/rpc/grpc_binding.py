@@ -178,8 +178,7 @@ def _handler(spec: MethodSpec, api: Api, counted: RpcMetrics, binding: _Binding)
 def _serve_unary(
     spec: MethodSpec, handler: UnaryHandler, counted: RpcMetrics, binding: _Binding
 ) -> Callable[[object, _Context], Awaitable[bytes]]:
-    intake = binding.intake
-    gate = intake.gate(spec.name)
+    lane = binding.intake.lane(spec.name)
 
     async def serve(_: object, context: _Context) -> bytes:
         started_s = monotonic()
@@ -187,7 +186,7 @@ def _serve_unary(
         held_bytes = 0
         outcome = _CANCELED
         try:
-            raw = await intake.receive(gate, context)
+            raw = await lane.receive(context)
             held_bytes = len(raw)
             counted.received_bytes += held_bytes
             call = GrpcCall(context, raw)
@@ -200,7 +199,7 @@ def _serve_unary(
             outcome = binding.fail(spec, context, error)
             return b""
         finally:
-            gate.give(held_bytes)
+            lane.gate.give(held_bytes)
             counted.note_handled(outcome, monotonic() - started_s)
         return encoded
 
@@ -210,8 +209,7 @@ def _serve_unary(
 def _serve_stream(
     spec: MethodSpec, handler: StreamHandler, counted: RpcMetrics, binding: _Binding
 ) -> Callable[[object, _Context], Awaitable[None]]:
-    intake = binding.intake
-    gate = intake.gate(spec.name)
+    lane = binding.intake.lane(spec.name)
 
     async def serve(_: object, context: _Context) -> None:
         started_s = monotonic()
@@ -222,7 +220,7 @@ def _serve_stream(
         assert task is not None
         call: GrpcStreamCall | None = None
         try:
-            raw = await intake.receive(gate, context)
+            raw = await lane.receive(context)
             held_bytes = len(raw)
             counted.received_bytes += held_bytes
             call = GrpcStreamCall(context, raw, task)
@@ -240,7 +238,7 @@ def _serve_stream(
         except Exception as error:  # noqa: BLE001 - the edge, as above
             outcome = binding.fail(spec, context, error)
         finally:
-            gate.give(held_bytes)
+            lane.gate.give(held_bytes)
             counted.note_handled(outcome, monotonic() - started_s)
 
     return serve

@@ -46,6 +46,7 @@ class GrpcLimits:
     keepalive_min_time_s: float = 5.0
     keepalive_interval_s: float = 7200.0
     keepalive_timeout_s: float = 20.0
+    request_timeout_s: float = 7.0
     patience_s: float = PATIENCE_S
 
     @classmethod
@@ -57,6 +58,7 @@ class GrpcLimits:
             max_waiting_requests=config.max_inflight_requests,
             max_concurrent_requests=config.max_concurrent_requests,
             max_concurrent_streams=config.max_concurrent_streams,
+            request_timeout_s=config.request_timeout_s,
             keepalive_min_time_s=config.grpc_keepalive_min_time_s,
             keepalive_interval_s=config.grpc_keepalive_interval_s,
             keepalive_timeout_s=config.grpc_keepalive_timeout_s,
@@ -74,6 +76,7 @@ class GrpcLimits:
             writes=ByteGate(max_bytes=self.max_request_bytes_held, max_waiting=self.max_waiting_requests),
             others=ByteGate(max_bytes=others_bytes, max_waiting=self.max_waiting_requests),
             message_bytes=self.message_limit_bytes,
+            wait_s=self.request_timeout_s,
             patience_s=self.patience_s,
         )
 

@@ -199,6 +199,41 @@ async def test_a_transaction_of_large_ranges_is_bounded_like_a_range(store: Stor
     call.end()
 
 
+class OneAnswer:
+    """A source whose reads cost so many bytes each, and that counts them."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.built = 0
+
+    def snapshot(self, allowance: Any) -> Any:
+        return allowance
+
+    async def run_on_view(self, work: Any, allowance: Any) -> Any:
+        raise AssertionError("an answer that is built on the loop")
+
+    def build(self, allowance: Any) -> int:
+        self.built += 1
+        assert self.built < 10, "built again and again without ever waiting"
+        allowance.charge(self.size_bytes)
+        return self.size_bytes
+
+
+@pytest.mark.parametrize("size_bytes", [MIB // 2, MIB // 2 + 1, 600_000, answering.LOOP_ANSWER_BYTES])
+async def test_with_the_least_room_that_can_be_set_an_answer_of_the_loop_waits_once_and_goes_alone(size_bytes: int) -> None:
+    gate, source = gate_of(MIB), OneAnswer(size_bytes)
+    gate.add(10_000)
+    call, slot = open_slot(gate)
+    reading = asyncio.create_task(answering.answer(source, source.build, slot))
+    await settle()
+    assert (source.built, gate.waiting_count) == (1, 1)
+    gate.give(10_000)
+    assert await reading == size_bytes
+    assert (source.built, gate.held_bytes) == (2, FORMS * size_bytes)
+    call.end()
+    assert gate.held_bytes == 0
+
+
 @pytest.mark.parametrize("scan_budget", [3, 500])
 async def test_limits_and_sorting_are_the_same_within_an_allowance(store: Store, scan_budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "SCAN_BUDGET", scan_budget)  # with 3 keys a thread has to find out how large the answer is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ from grpc import StatusCode
 
 from kvserver.api import Call
 from kvserver.pb import rpc_pb2
-from kvserver.rpc import GrpcLimits
+from kvserver.rpc import GrpcLimits, intake
 
 PUT, RANGE = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range"
 LIMIT = 64 * 1024
@@ -206,3 +207,181 @@ async def test_a_stream_gives_its_room_back_when_it_ends(serve: Any) -> None:
     answers = [answer async for answer in running.channel.unary_stream("/etcdserverpb.Maintenance/Snapshot")(b"")]
     assert len(answers) == 1
     await until(lambda: running.server.intake.others.held_bytes == 0)
+
+
+# --- silent clients ----------------------------------------------------------------------------------------------------------------------
+
+
+async def look_up(request: rpc_pb2.RangeRequest, call: Call) -> rpc_pb2.RangeResponse:
+    return rpc_pb2.RangeResponse(count=7)
+
+
+async def status(request: rpc_pb2.StatusRequest, call: Call) -> rpc_pb2.StatusResponse:
+    return rpc_pb2.StatusResponse(raftTerm=3)
+
+
+@asynccontextmanager
+async def another_client(running: Any) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel with a connection of its own."""
+    async with grpc.aio.insecure_channel(running.url.netloc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield channel
+
+
+async def begin_silent(channel: grpc.aio.Channel, path: str, count: int) -> list[Any]:
+    """So many calls of which the server has only the headers."""
+    calls = [channel.stream_unary(path)(silent(asyncio.Event())) for _ in range(count)]
+    for call in calls:
+        await call.wait_for_connection()
+    return calls
+
+
+async def test_reads_and_status_pass_many_calls_that_send_nothing(serve: Any) -> None:
+    running = await serve({("KV", "Range"): look_up, ("Maintenance", "Status"): status}, limits=limits(request_timeout_s=30.0))
+    gate = running.server.intake.others
+    calls = await begin_silent(running.channel, RANGE, 150)
+    await until(lambda: gate.waiting_count > 100)
+    async with another_client(running) as channel:
+        answers = asyncio.gather(
+            channel.unary_unary(RANGE)(b"", timeout=12), channel.unary_unary("/etcdserverpb.Maintenance/Status")(b"", timeout=12)
+        )
+        await answers
+    assert gate.held_bytes <= gate.max_bytes
+    for call in calls:
+        call.cancel()
+
+
+async def test_a_put_passes_many_puts_that_send_nothing(serve: Any) -> None:
+    held = Held()
+    held.open.set()
+    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=4, request_timeout_s=30.0))
+    gate = running.server.intake.writes
+    calls = await begin_silent(running.channel, PUT, 40)
+    await until(lambda: gate.waiting_count == 36)
+    async with another_client(running) as channel:
+        await channel.unary_unary(PUT)(VALUE, timeout=12)
+    assert held.served == 1
+    for call in calls:
+        call.cancel()
+    await until(lambda: gate.held_bytes == 0)
+
+
+async def test_no_more_are_cut_off_than_wait(serve: Any) -> None:
+    held = Held()
+    held.open.set()
+    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=4, patience_s=0.1))
+    gate = running.server.intake.writes
+    calls = await begin_silent(running.channel, PUT, 4)
+    await until(lambda: gate.held_bytes == gate.max_bytes)
+    await running.unary(PUT)(VALUE, timeout=20)
+    await until(lambda: gate.held_bytes == 3 * gate.max_bytes // 4)
+    assert sum(call.done() for call in calls) <= 1
+    for call in calls:
+        call.cancel()
+
+
+async def test_a_connection_that_was_cut_off_has_less_patience_than_one_that_was_not(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "LEAST_PATIENCE_S", 0.1)
+    held = Held()
+    held.open.set()
+    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=4, patience_s=12.0, request_timeout_s=30.0))
+    go = asyncio.Event()
+
+    async def late() -> AsyncIterator[bytes]:
+        await go.wait()
+        yield VALUE
+
+    async with another_client(running) as many, another_client(running) as third:
+        calls = await begin_silent(many, PUT, 30)
+        await until(lambda: any(call.done() for call in calls))
+        monkeypatch.setattr(intake, "LEAST_PATIENCE_S", 60.0)
+        slow = running.channel.stream_unary(PUT)(late(), timeout=20)
+        await slow.wait_for_connection()
+        calls += await begin_silent(many, PUT, 12)
+        await third.unary_unary(PUT)(VALUE, timeout=10)
+        assert not slow.done()
+        go.set()
+        await slow
+        assert held.served == 2
+        for call in calls:
+            call.cancel()
+
+
+async def test_who_is_slow_is_not_hurried_while_it_is_the_cluster_that_others_wait_for(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "LEAST_PATIENCE_S", 0.0)
+    held = Held()
+    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=4, patience_s=30.0, request_timeout_s=60.0))
+    gate = running.server.intake.writes
+    turns: list[int] = []
+
+    async def late() -> AsyncIterator[bytes]:
+        await until(lambda: gate.waiting_count > 300)
+        for _ in range(20):  # more looks than would be enough, if they counted
+            await asyncio.sleep(0.05)
+            turns.append(1)
+        yield VALUE
+
+    slow = asyncio.ensure_future(running.channel.stream_unary(PUT)(late(), timeout=60))
+    await until(lambda: gate.held_bytes > 0)
+    calls = [asyncio.ensure_future(running.unary(PUT)(VALUE, timeout=60)) for _ in range(320)]
+    await until(lambda: len(turns) == 20)
+    held.open.set()
+    await slow
+    await asyncio.gather(*calls)
+    assert held.served == 321
+
+
+async def test_a_call_does_not_wait_for_room_longer_than_the_servers_own_timeout(serve: Any) -> None:
+    held = Held()
+    running = await serve({("KV", "Put"): held.put}, limits=limits(request_timeout_s=0.2))
+    gate = running.server.intake.writes
+    first = asyncio.ensure_future(running.unary(PUT)(VALUE))
+    await until(lambda: held.now == 1)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.unary(PUT)(VALUE, timeout=30)
+    assert caught.value.details() == "etcdserver: request timed out"
+    assert gate.waiting_count == 0
+    held.open.set()
+    await first
+    assert gate.held_bytes == 0
+
+
+# --- a large message where none is expected ----------------------------------------------------------------------------------------------
+
+LARGE = rpc_pb2.RangeRequest(key=b"k" * 60_000).SerializeToString()
+
+
+class HeldReads(Held):
+    """The same for reads."""
+
+    async def look(self, request: rpc_pb2.RangeRequest, call: Call) -> rpc_pb2.RangeResponse:
+        await self.put(rpc_pb2.PutRequest(), call)
+        return rpc_pb2.RangeResponse()
+
+
+async def test_large_reads_pass_while_there_is_room_and_are_let_go_of_otherwise(serve: Any) -> None:
+    held = HeldReads()
+    running = await serve({("KV", "Range"): held.look}, limits=limits())
+    gate = running.server.intake.others
+    calls = [asyncio.ensure_future(running.unary(RANGE)(LARGE, timeout=20)) for _ in range(4)]
+    await until(lambda: held.now == 4)
+    assert gate.held_bytes == 4 * len(LARGE)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.unary(RANGE)(LARGE, timeout=20)
+    assert caught.value.details() == "etcdserver: too many requests"
+    assert (gate.held_bytes, gate.refused) == (4 * len(LARGE), 1)
+    held.open.set()
+    await asyncio.gather(*calls)
+    assert gate.held_bytes == 0
+
+
+async def test_many_large_reads_at_once_all_end_within_the_bound(serve: Any) -> None:
+    held = HeldReads()
+    held.open.set()
+    running = await serve({("KV", "Range"): held.look}, limits=limits())
+    gate = running.server.intake.others
+    calls = [asyncio.ensure_future(running.unary(RANGE)(LARGE, timeout=30)) for _ in range(100)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(each, bytes) or each.details() == "etcdserver: too many requests" for each in results)
+    assert held.served == sum(isinstance(each, bytes) for each in results) > 0
+    assert held.most <= gate.max_bytes // len(LARGE)
+    assert (gate.held_bytes, gate.waiting_count) == (0, 0)
