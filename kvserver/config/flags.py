@@ -215,7 +215,8 @@ _USED: Final = (
         "max-inflight-bytes",
         ValueKind.SIZE,
         "16MiB",
-        "Most bytes of writes being received or waiting for the cluster; more wait. Below 8MiB one is received at a time.",
+        "Most bytes of writes being received or waiting for the cluster; more wait. "
+        "Below 8MiB they are received one at a time, below 4MiB each goes alone.",
     ),
     _limit("max-answer-bytes", ValueKind.SIZE, "16MiB", "Most bytes of answers being built or sent; more wait, a larger one goes alone."),
     _limit(

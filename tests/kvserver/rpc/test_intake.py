@@ -236,13 +236,13 @@ async def begin_silent(channel: grpc.aio.Channel, path: str, count: int) -> list
 
 
 async def test_reads_and_status_pass_many_calls_that_send_nothing(serve: Any) -> None:
-    running = await serve({("KV", "Range"): look_up, ("Maintenance", "Status"): status}, limits=limits())
+    running = await serve({("KV", "Range"): look_up, ("Maintenance", "Status"): status}, limits=limits(request_timeout_s=30.0))
     gate = running.server.intake.others
     calls = await begin_silent(running.channel, RANGE, 150)
     await until(lambda: gate.waiting_count > 100)
     async with another_client(running) as channel:
         answers = asyncio.gather(
-            channel.unary_unary(RANGE)(b"", timeout=6), channel.unary_unary("/etcdserverpb.Maintenance/Status")(b"", timeout=6)
+            channel.unary_unary(RANGE)(b"", timeout=12), channel.unary_unary("/etcdserverpb.Maintenance/Status")(b"", timeout=12)
         )
         await answers
     assert gate.held_bytes <= gate.max_bytes
@@ -253,12 +253,12 @@ async def test_reads_and_status_pass_many_calls_that_send_nothing(serve: Any) ->
 async def test_a_put_passes_many_puts_that_send_nothing(serve: Any) -> None:
     held = Held()
     held.open.set()
-    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=4))
+    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=4, request_timeout_s=30.0))
     gate = running.server.intake.writes
     calls = await begin_silent(running.channel, PUT, 40)
     await until(lambda: gate.waiting_count == 36)
     async with another_client(running) as channel:
-        await channel.unary_unary(PUT)(VALUE, timeout=6)
+        await channel.unary_unary(PUT)(VALUE, timeout=12)
     assert held.served == 1
     for call in calls:
         call.cancel()
@@ -283,7 +283,7 @@ async def test_a_connection_that_was_cut_off_has_less_patience_than_one_that_was
     monkeypatch.setattr(intake, "LEAST_PATIENCE_S", 0.1)
     held = Held()
     held.open.set()
-    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=4, patience_s=12.0))
+    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=4, patience_s=12.0, request_timeout_s=30.0))
     go = asyncio.Event()
 
     async def late() -> AsyncIterator[bytes]:
@@ -309,7 +309,7 @@ async def test_a_connection_that_was_cut_off_has_less_patience_than_one_that_was
 async def test_who_is_slow_is_not_hurried_while_it_is_the_cluster_that_others_wait_for(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "LEAST_PATIENCE_S", 0.0)
     held = Held()
-    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=4, patience_s=30.0))
+    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=4, patience_s=30.0, request_timeout_s=60.0))
     gate = running.server.intake.writes
     turns: list[int] = []
 
