@@ -12,6 +12,9 @@ Rules
 - The open file pins a segment: released meanwhile, it can still be read to the end. One that is gone when it is to be opened raises
   HistoryGoneError: the log begins later now.
 
+Caveat: what lies before the oldest segment's first index counts as released. An overwrite that went back behind that start can stand
+in the segment all the same; whoever asks for it then gets a snapshot that was not needed.
+
 One thread at a time (not the WAL's own). The list of segments is copied in one step; what the writer changes in it meanwhile (`max_index`,
 `end_bytes`) concerns entries behind `hi` only.
 
@@ -60,13 +63,11 @@ class HistoryReader:
     Args:
         files: the log's.
         segments: a copy of the list of segments, oldest first, as the writer has it.
-        first_index: the lowest index that can be read. It may lie before the oldest segment's: an overwrite can go back behind its start.
     """
 
-    def __init__(self, files: Files, segments: Callable[[], Sequence[Segment]], first_index: Callable[[], Index]) -> None:
+    def __init__(self, files: Files, segments: Callable[[], Sequence[Segment]]) -> None:
         self._files = files
         self._segments = segments
-        self._first_index = first_index
         self._marks: dict[Path, list[tuple[int, Chain]]] = {}
 
     @property
@@ -85,9 +86,8 @@ class HistoryReader:
         """
         segments = self._segments()
         self._forget(segments)
-        first_index = self._first_index()
-        if lo < first_index:
-            raise HistoryGoneError(segments[0].path, Index(first_index - 1))
+        if lo < segments[0].first_index:
+            raise HistoryGoneError(segments[0].path, Index(segments[0].first_index - 1))
         answer = _Answer(lo, hi, max_bytes, term_at)
         last = segments[-1]
         for segment in segments:
@@ -97,8 +97,6 @@ class HistoryReader:
                 if answer.is_full:
                     break
         if not answer.entries:
-            if lo < segments[0].first_index:  # the writer is between removing its segment and saying so
-                raise HistoryGoneError(segments[0].path, lo)
             raise DamagedError(last.path, last.end_bytes, Index(lo - 1), f"entry {lo} should be in the log, and is not")
         return answer.entries
 

@@ -239,7 +239,7 @@ class Wal:
 
     def history(self, files: Files) -> HistoryReader:
         """A reader of old entries, for a thread of its own; `files` are the log's."""
-        return HistoryReader(files, lambda: list(self._writer.segments), lambda: self.first_index)
+        return HistoryReader(files, lambda: list(self._writer.segments))
 
     def save(self, entries: Sequence[Entry], hard_state: HardState | None, *, sync: bool) -> None:
         """Append the entries, then the hard state; with `sync`, return when all of it and everything saved before is durable.

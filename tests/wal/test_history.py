@@ -111,7 +111,7 @@ def test_a_released_segment_is_gone_and_one_released_while_it_is_read_is_not(log
     assert reader.read(Index(1), Index(61), 3000, term_one)[-1].index == 3
     stale = list(log._writer.segments)
     log.release(Index(60))
-    reader._segments, reader._first_index = lambda: stale, lambda: Index(1)
+    reader._segments = lambda: stale
     with pytest.raises(HistoryGoneError):
         reader.read(Index(4), Index(61), 3000, term_one)
 
@@ -157,22 +157,6 @@ def test_an_answer_is_bounded_in_bytes_and_entries_and_the_next_begins_where_it_
     assert len(reader.read(Index(1 + MAX_ENTRIES), Index(10_001), 100, term_one)) == 100
     assert min(opened) >= 64 * MAX_ENTRIES, "it began at its mark, not at the segment's start"
     assert 1 <= reader.mark_count < 10
-    wal.close()
-
-
-@pytest.mark.parametrize("is_reopened", [False, True])
-def test_what_was_written_again_behind_the_oldest_segments_start_is_read_from_there(kit, log, is_reopened):
-    """An overwrite went back behind the segment's first index, then what stood before was released: the log begins before its segment."""
-    while log.segments()[-1].first_index < 63:
-        log.save(kit.entries(log.last_index + 1, log.last_index + 1, size=1000), None, sync=True)
-    log.save(kit.entries(61, 70, 2), kit.state(term=2, commit=70), sync=True)
-    assert log.release(Index(61)) > 0
-    wal = reopened(kit, log, 70, None)[0] if is_reopened else log
-    terms, reader = Terms(wal), wal.history(OsFiles())
-    assert wal.first_index < wal.segments()[0].first_index
-    assert [entry.index for entry in read_all(reader, wal, wal.first_index, 71, 3000)] == list(range(wal.first_index, 71))
-    with pytest.raises(HistoryGoneError):
-        reader.read(Index(wal.first_index - 1), Index(71), 3000, terms)
     wal.close()
 
 
