@@ -188,21 +188,8 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
     driver = handler.driver = _make_driver(ground, hooks, book, transport, random, storage)
     if history is not None:
         history.on_ready = driver.retry_appends
-    proposals = Proposals(
-        member_id=origin.member_id,
-        incarnation=incarnation,
-        sink=driver,
-        max_count=config.max_inflight_requests,
-        max_bytes=PROPOSALS_PER_REQUEST_BYTES * config.max_inflight_bytes,
-        on_failed=metrics.proposals_failed.add,
-    )
-    inflow = handler.inflow = Inflow(
-        driver,
-        limit_bytes=config.max_uncommitted_bytes,
-        max_held_bytes=max_inflight_bytes(config),
-        on_held=metrics.appends_held.add,
-        on_dropped=metrics.appends_dropped.add,
-    )
+    proposals = _make_proposals(ground, driver, incarnation)
+    inflow = handler.inflow = _make_inflow(ground, driver)
     reads = Reads(sink=driver, incarnation=incarnation, max_waiting=MAX_WAITING_READS)
     apply_queue = _make_apply_queue(ground, events, driver, proposals, inflow)
     append_queue = _make_append_queue(ground, events, driver, worker, apply_queue, storage)
@@ -236,6 +223,27 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
             files=ground.directory.files,
             log=ground.log,
         ),
+    )
+
+
+def _make_proposals(ground: Ground, driver: Driver, incarnation: int) -> Proposals:
+    return Proposals(
+        member_id=ground.origin.member_id,
+        incarnation=incarnation,
+        sink=driver,
+        max_count=ground.config.max_inflight_requests,
+        max_bytes=PROPOSALS_PER_REQUEST_BYTES * ground.config.max_inflight_bytes,
+        on_failed=ground.metrics.proposals_failed.add,
+    )
+
+
+def _make_inflow(ground: Ground, driver: Driver) -> Inflow:
+    return Inflow(
+        driver,
+        limit_bytes=ground.config.max_uncommitted_bytes,
+        max_held_bytes=max_inflight_bytes(ground.config),
+        on_held=ground.metrics.appends_held.add,
+        on_dropped=ground.metrics.appends_dropped.add,
     )
 
 

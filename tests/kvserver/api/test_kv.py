@@ -108,6 +108,7 @@ async def test_a_write_over_the_request_limit_is_refused(services: Any, method: 
 async def test_a_write_at_the_request_limit_is_let_through(services: Any) -> None:
     services.cluster.response = rpc_pb2.PutResponse()
     await services.call("KV", "Put", rpc_pb2.PutRequest(key=b"k"), request_bytes=1000)
+    assert len(services.cluster.asked) == 1
 
 
 @pytest.mark.parametrize(
