@@ -32,6 +32,7 @@ from raft.state import RaftState
 from raft.tracker import Tracker
 from raft.types import NO_NODE, Entry, Index, Snapshot, Term
 from raft.unstable import Unstable
+from tests.kvserver.node.window_plants import term_not_kept
 
 Patch = pytest.MonkeyPatch
 
@@ -294,18 +295,6 @@ def _caps_ignored(patch: Patch) -> None:
     patch.setattr(window_keeper, "decide", endless)
 
 
-def _previous_term_not_kept(patch: Patch) -> None:
-    original = LogWindow.compact
-
-    def forgetful(self: LogWindow, index: Index) -> int:
-        previous = self._prev_term
-        dropped = original(self, index)
-        self._prev_term = previous
-        return dropped
-
-    patch.setattr(LogWindow, "compact", forgetful)
-
-
 def _byte_account_drifts(patch: Patch) -> None:
     original = LogWindow._truncate
 
@@ -363,7 +352,7 @@ PLANTED = (
     Planted("compaction ignores the grace", _compaction_ignores_grace, ("peers are served",), 40),
     Planted("compaction passes what is durable", _compaction_beyond_durable, ("compaction safety", "no error"), 20),
     Planted("the window's caps are ignored", _caps_ignored, ("window bound",), 20),
-    Planted("the term before the window is not kept", _previous_term_not_kept, ("previous term",), 20),
+    Planted("the term before the window is not kept", term_not_kept, ("previous term",), 20),
     Planted("the window's byte account drifts", _byte_account_drifts, ("window account", "progress", "window bound"), 100),
     Planted("pins never end", _pins_never_end, ("progress", "window bound"), 200),
 )

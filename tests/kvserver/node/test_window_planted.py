@@ -20,6 +20,7 @@ from kvserver.node.peers import PeerBook
 from raft.raw_node import RawNode
 from raft.types import Index
 from tests.kvserver.node.window_model import LIMITS, BrokenPromiseError, Model, random_steps
+from tests.kvserver.node.window_plants import term_not_kept
 
 Patch = pytest.MonkeyPatch
 SEEDS: Final = 60
@@ -118,18 +119,6 @@ def _cap_is_one_too_high(patch: Patch) -> None:
     patch.setattr(LogWindow, "cap_index", lambda self, entries, size: Index(min(original(self, entries, size) + 1, int(self.last_index()))))
 
 
-def _term_not_kept(patch: Patch) -> None:
-    original = LogWindow.compact
-
-    def forgetful(self: LogWindow, index: Index) -> int:
-        previous = self._prev_term
-        dropped = original(self, index)
-        self._prev_term = previous
-        return dropped
-
-    patch.setattr(LogWindow, "compact", forgetful)
-
-
 def _slack_ignored(patch: Patch) -> None:
     patch.setattr(compaction, "SLACK_ENTRIES", 1)
     patch.setattr(compaction, "SLACK_BYTES", 1)
@@ -202,7 +191,7 @@ PLANTED: Final = (
     Planted("nothing is worth dropping", _nothing_is_enough, (NOBODY,)),
     Planted("the overhead is not counted", _overhead_not_counted, ("bytes are counted", "the slack")),
     Planted("the payload is not counted", _payload_not_counted, ("bytes are counted", "the caps")),
-    Planted("the term before the window is not kept", _term_not_kept, ("the term before the window",)),
+    Planted("the term before the window is not kept", term_not_kept, ("the term before the window",)),
 )
 
 
