@@ -7,9 +7,11 @@ disarms the alarm.
 Theory of operation
 - What counts is what is in use: pages of the file that hold something, what waits in the write buffer, and what this member has admitted
   and not yet answered. Free pages don't count, because they are reused; so deleting and compacting make room without a defragmentation.
-- Those three overlap for a moment (an applied write is in the buffer before its client is answered). The sum is therefore an estimate from
-  above, good enough to let a write pass. Before a write is refused, the buffer is committed and counted anew, with the larger of the other
-  two: an estimate from below. An alarm is never raised for a store that had room.
+- Those three overlap for a moment (an applied write is in the buffer before its client is answered). Their sum is therefore an estimate
+  from above: a write that fits beside it passes. With the larger of the last two it is one from below: a write that doesn't fit beside that
+  is refused, after the buffer was committed once (what it holds may be deletions). Between the two nothing is known: the write waits
+  for the next commit and asks again. Meanwhile nothing larger is admitted, so what was admitted is answered, and the two meet: the store
+  doesn't pass its quota by what this member admits, and an alarm is never raised for a store that had room.
 - The alarm is raised once: while this member's own alarm is raised, it is not proposed again. After `alarm disarm` a write that still
   doesn't fit raises it again. Below the quota with the alarm raised, writes are proposed, and refused by apply: the alarm is the cluster's.
 
@@ -84,9 +86,7 @@ class QuotaGate:
             NoSpaceError: it does not fit. Nothing was proposed but the alarm, which is raised by then, unless `deadline_s` came first.
             StoppedError: the store has failed; this member is stopping.
         """
-        space = self._space
-        used_bytes = space.size_in_use_bytes + space.buffered_payload_bytes + self._admitted_bytes
-        if not fits(used_bytes=used_bytes, cost_bytes=cost_bytes, quota_bytes=self._quota_bytes):
+        if not self._fits_for_certain(cost_bytes):
             await self._look_closer(cost_bytes, deadline_s)
         self._admitted_bytes += cost_bytes
 
@@ -95,15 +95,27 @@ class QuotaGate:
         self._admitted_bytes -= cost_bytes
 
     async def _look_closer(self, cost_bytes: int, deadline_s: float) -> None:
-        space = self._space
         try:
             async with asyncio.timeout(max(0.0, deadline_s - self._clock.monotonic_s())):
-                await space.commit()
+                while True:
+                    await self._space.commit()
+                    if self._fits_for_certain(cost_bytes):
+                        return
+                    if not self._may_fit(cost_bytes):
+                        break
         except TimeoutError:
             raise NoSpaceError from None  # the disk takes nothing: full for now, which is not the quota's business
         except FatalError as error:
             raise StoppedError from error
-        used_bytes = space.size_in_use_bytes + max(space.buffered_payload_bytes, self._admitted_bytes)
-        if not fits(used_bytes=used_bytes, cost_bytes=cost_bytes, quota_bytes=self._quota_bytes):
-            await self._alarms.wait_raised(NOSPACE, deadline_s=deadline_s)
-            raise NoSpaceError
+        await self._alarms.wait_raised(NOSPACE, deadline_s=deadline_s)
+        raise NoSpaceError
+
+    def _fits_for_certain(self, cost_bytes: int) -> bool:
+        return self._fits_beside(self._space.buffered_payload_bytes + self._admitted_bytes, cost_bytes)
+
+    def _may_fit(self, cost_bytes: int) -> bool:
+        return self._fits_beside(max(self._space.buffered_payload_bytes, self._admitted_bytes), cost_bytes)
+
+    def _fits_beside(self, under_way_bytes: int, cost_bytes: int) -> bool:
+        used_bytes = self._space.size_in_use_bytes + under_way_bytes
+        return fits(used_bytes=used_bytes, cost_bytes=cost_bytes, quota_bytes=self._quota_bytes)

@@ -102,11 +102,13 @@ def test_an_idle_cluster_frees_its_window_once_the_follower_is_back(make_cluster
     assert leader.metrics()["kvserver_log_window_entries"] >= 500
     victim.start()
     assert_equal_everywhere(cluster, b"idle/", writers)
+    held = {node.name: 0.0 for node in cluster.nodes}
     until_s = time.monotonic() + 5.0
-    while time.monotonic() < until_s and leader.metrics()["kvserver_log_window_entries"] >= 100:
-        pass
-    for node in cluster.nodes:
-        assert node.metrics()["kvserver_log_window_entries"] < 100 + 8, node.name
+    while time.monotonic() < until_s:
+        held = {node.name: node.metrics()["kvserver_log_window_entries"] for node in cluster.nodes}
+        if max(held.values()) < 100:
+            break
+    assert max(held.values()) < 100, held
 
 
 def test_a_leader_hands_over_on_sigterm_and_writes_hardly_pause(make_cluster) -> None:

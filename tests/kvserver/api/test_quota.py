@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import pytest
 from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvserver.api import QuotaGate
 from kvserver.clock import MonotonicSeconds, SystemClock
@@ -92,9 +95,72 @@ async def test_a_write_that_is_applied_but_not_yet_answered_counts_once() -> Non
     store = FakeStore(size_in_use_bytes=1000, buffered_payload_bytes=2000, vanishing_bytes=2000)
     gate = gate_of(store)
     await gate.admit(4000, deadline_s=soon())
-    store.on_commit = lambda: setattr(store, "buffered_payload_bytes", 4000)
+
+    def apply_and_then_answer() -> None:
+        if store.commits == 1:
+            store.buffered_payload_bytes, store.vanishing_bytes = 4000, 0
+        else:
+            gate.release(4000)
+
+    store.on_commit = apply_and_then_answer
     await gate.admit(4900, deadline_s=soon())
-    assert (store.commits, store.raised) == (1, [])
+    assert (store.commits, store.raised) == (2, [])
+
+
+async def test_a_write_waits_while_it_is_unknown_whether_what_is_under_way_leaves_room() -> None:
+    """What was applied and answered during a commit and what is not yet applied add up, though neither alone fills the store."""
+    store = FakeStore(size_in_use_bytes=1000, buffered_payload_bytes=4000)
+    gate = gate_of(store)
+    await gate.admit(4900, deadline_s=soon())
+    store.buffered_payload_bytes = store.vanishing_bytes = 200
+
+    def apply_others_then_ours() -> None:
+        if store.commits == 1:
+            store.buffered_payload_bytes, store.vanishing_bytes = 4000, 0  # answered already: not admitted any more
+        elif store.commits == 2:
+            store.buffered_payload_bytes = 4900
+            gate.release(4900)
+
+    store.on_commit = apply_others_then_ours
+    with pytest.raises(NoSpaceError):
+        await gate.admit(4000, deadline_s=soon())
+    assert (store.commits, len(store.raised)) == (2, 1)
+
+
+@given(costs=st.lists(st.integers(1, QUOTA // 2), min_size=1, max_size=12), seed=st.integers(0, 1 << 32))
+async def test_writers_of_any_sizes_fill_the_store_up_to_its_quota_and_never_beyond(costs: list[int], seed: int) -> None:
+    """Writes are applied, answered and committed in any order that a member shows; a refusal means that there was no room."""
+    store, order = FakeStore(), Random(seed)
+    gate = gate_of(store)
+    unapplied: list[int] = []
+    unanswered: list[int] = []
+
+    def move() -> None:
+        for queue, done in ((unapplied, apply), (unanswered, gate.release)):
+            for _ in range(order.randint(0, len(queue))):
+                done(queue.pop(0))
+
+    def apply(cost_bytes: int) -> None:
+        store.buffered_payload_bytes += cost_bytes
+        unanswered.append(cost_bytes)
+
+    async def write(cost_bytes: int) -> bool:
+        try:
+            await gate.admit(cost_bytes, deadline_s=soon())
+        except NoSpaceError:
+            return False
+        unapplied.append(cost_bytes)
+        return True
+
+    store.on_commit = move
+    writers = [asyncio.ensure_future(write(cost_bytes)) for cost_bytes in costs]
+    while not all(writer.done() for writer in writers):
+        await asyncio.sleep(0)
+        move()
+    taken = [cost_bytes for cost_bytes, writer in zip(costs, writers, strict=True) if writer.result()]
+    assert sum(taken) < QUOTA
+    for cost_bytes, writer in zip(costs, writers, strict=True):
+        assert writer.result() or sum(taken) + cost_bytes >= QUOTA
 
 
 async def test_without_a_quota_everything_passes() -> None:
