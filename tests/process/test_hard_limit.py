@@ -61,9 +61,10 @@ def survive(cluster: ProcessCluster, groups: dict[str, MemoryCgroup], *, puts: i
         put(1)
         writer = threading.Thread(target=put, args=(2,), name="puts-while-catching-up")
         writer.start()
-        victim.start()
+        victim.start(wait_ready=False)
         with peak_of(victim) as victim_peak:
             writer.join()
+            victim.wait_ready(timeout_s=300)  # it is, when it has what the others had
             assert asyncio.run(count_keys(victim.endpoint)) == 3 * third
     print(f"peaks of anonymous memory: leader {leader_peak[0] / MEGABYTE:.0f} MB, returning member {victim_peak[0] / MEGABYTE:.0f} MB")
     assert failures == []
