@@ -21,10 +21,11 @@ from typing import Final
 
 from kvserver.api.byte_gate import ByteGate
 from kvserver.api.protocols import Call
+from kvserver.apply import ANSWER_FORMS
 
 __all__ = ["FORMS", "FREE_BYTES", "PATIENCE_S", "AnswerSlot", "Answers"]
 
-FORMS: Final = 2
+FORMS: Final = ANSWER_FORMS
 FREE_BYTES: Final = 4096
 PATIENCE_S: Final = 30.0
 ALONE_BYTES: Final = 1 << 62

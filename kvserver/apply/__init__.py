@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvserver.apply.alarms import Alarms, change_alarms, is_raised, select
-from kvserver.apply.answering import AnswerRoom, Unbounded
+from kvserver.apply.answering import ANSWER_FORMS, AnswerRoom, Unbounded
 from kvserver.apply.applier import AppliedResult, Applier, OutOfOrderError, UnreadablePayloadError
 from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import inspect
@@ -16,6 +16,7 @@ from kvserver.apply.refounding import RevisionTooLargeError, refound
 from kvserver.apply.store import Store
 
 __all__ = [
+    "ANSWER_FORMS",
     "LEASE_COST_BYTES",
     "PUT_OVERHEAD_BYTES",
     "Alarms",

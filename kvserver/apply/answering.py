@@ -16,8 +16,10 @@ from typing import Final, Protocol, TypeVar
 
 from kvserver.mvcc import Allowance, RangeTooLargeError, Snapshot
 
-__all__ = ["LOOP_ANSWER_BYTES", "SCAN_BUDGET", "AnswerRoom", "AnswerSource", "Unbounded", "answer"]
+__all__ = ["ANSWER_FORMS", "LOOP_ANSWER_BYTES", "SCAN_BUDGET", "AnswerRoom", "AnswerSource", "Unbounded", "answer"]
 
+ANSWER_FORMS: Final = 2
+"""In how many forms an answer is in memory at a time: as a message and its encoding, then as that and the wire's copy."""
 SCAN_BUDGET: Final = 500
 """Keys that a read may touch on the loop: about 2 ms."""
 LOOP_ANSWER_BYTES: Final = 2 << 20

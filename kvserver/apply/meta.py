@@ -7,6 +7,7 @@ conf_state         pb ConfState as of the applied index
 membership         pb StoredMembership: cluster id, members, removed ids
 alarms             pb AlarmResponse without a header: the alarms that are raised, ascending; absent or empty without any
 compaction         see mvcc.compaction
+unfinished, unfinished_request   see mvcc.unfinished
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final, Protocol
 
 from kvserver.apply.alarms import Alarms, decode_alarms
 from kvserver.mvcc import FIRST_REVISION, META
+from kvserver.mvcc.unfinished import PROGRESS_KEY
 from kvserver.pb import internal_pb2 as internal
 from kvserver.storage import DAMAGE_ADVICE
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision, Term
@@ -58,7 +60,7 @@ class Membership:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meta:
-    """Everything the meta table holds but compaction."""
+    """Everything the meta table holds but compaction and what is unfinished; `is_unfinished`: an entry is applied in part."""
 
     index: Index = _NO_INDEX
     term: Term = _NO_TERM
@@ -66,6 +68,7 @@ class Meta:
     conf_state: ConfState = _NO_CONF_STATE
     membership: Membership = field(default_factory=Membership)
     alarms: Alarms = ()
+    is_unfinished: bool = False
 
 
 def read(reader: MetaReader) -> Meta | None:
@@ -91,6 +94,7 @@ def read(reader: MetaReader) -> Meta | None:
         conf_state=decode_conf_state(reader.get(META, CONF_STATE_KEY) or b""),
         membership=decode_membership(reader.get(META, MEMBERSHIP_KEY) or b""),
         alarms=decode_alarms(reader.get(META, ALARMS_KEY) or b""),
+        is_unfinished=reader.get(META, PROGRESS_KEY) is not None,
     )
 
 

@@ -5,6 +5,7 @@ and replaces the whole.
 
 Rules
 - Every applied entry ends with `end_entry`, which writes index, term and revision next to the entry's data: one batch, one transaction.
+  One that takes several slices ends each of the others with `end_slice`: batches end there, too, and mvcc.unfinished says how far it is.
 - Only the Applier (and `bootstrap`, and the removal slices) writes. All methods belong to the loop, except `copy_to` (any thread) and what
   runs on views.
 - Large reads leave the loop (answering.py), to views in a small thread pool.
@@ -295,6 +296,10 @@ class Store:
         self._index, self._term = index, term
         engine.put(META, meta.STATE_KEY, meta.encode_state(index, term, self.mvcc.current_revision))
         engine.end_entry(index)
+
+    def end_slice(self) -> None:
+        """A part of the entry behind the applied index is written. Raises FatalError if the store has failed."""
+        self._engine.end_entry(self._index)
 
     def set_conf_state(self, conf_state: ConfState) -> None:
         """Change the configuration within an entry."""

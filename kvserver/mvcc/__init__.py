@@ -10,6 +10,7 @@ from kvserver.mvcc.hashing import KvHash
 from kvserver.mvcc.layout import META, TABLES, describe_row
 from kvserver.mvcc.mvcc import FIRST_REVISION, Mvcc
 from kvserver.mvcc.read import Snapshot, execute_range
+from kvserver.mvcc.writing import Writing
 
 __all__ = [
     "FIRST_REVISION",
@@ -20,6 +21,7 @@ __all__ = [
     "Mvcc",
     "RangeTooLargeError",
     "Snapshot",
+    "Writing",
     "describe_row",
     "execute_range",
 ]

@@ -52,7 +52,7 @@ class Found(NamedTuple):
 
 class Snapshot(NamedTuple):
     """A state of the keys: where to read it and which revisions it has. `revision` is the newest; `allowance` bounds what is read of it,
-    None does not.
+    None does not. `unfinished`: the tables hold changes of the next revision already, not all of them, and none of them is for readers.
 
     A tuple and not a dataclass because one is made for every request.
     """
@@ -62,6 +62,11 @@ class Snapshot(NamedTuple):
     compacted_revision: int
     on_corrupt: Callable[[str], None]
     allowance: Allowance | None = None
+    unfinished: bool = False
+
+    def is_newest(self, revision: int) -> bool:
+        """Whether the index shows the keys as they are at `revision` (checked). Otherwise their history does."""
+        return revision >= self.revision and not self.unfinished
 
     def check_revision(self, revision: int) -> int:
         """The revision to read at; 0 and below mean the newest.
@@ -79,15 +84,15 @@ class Snapshot(NamedTuple):
 
     def find(self, key: bytes, revision: int) -> Found | None:
         """The key as of `revision` (checked), None if it doesn't exist there."""
-        if revision >= self.revision:
+        if self.is_newest(revision):
             entry = keyspace.find(self.reader, key)
             return None if entry is None else _found(key, entry)
         entry = keyspace.find_any(self.reader, key)
         return None if entry is None else self._at(key, entry, revision)
 
     def scan(self, lo: bytes, hi: bytes | None, revision: int, *, reverse: bool = False) -> Iterator[Found]:
-        """Keys in [lo, hi) as of `revision` (checked), in byte order; descending only at the newest revision."""
-        if revision >= self.revision:
+        """Keys in [lo, hi) as of `revision` (checked), in byte order; descending only where the index shows them."""
+        if self.is_newest(revision):
             for key, entry in keyspace.scan(self.reader, lo, hi, reverse=reverse):
                 yield _found(key, entry)
             return
@@ -156,7 +161,7 @@ def execute_range(state: Snapshot, request: RangeRequest, into: RangeResponse | 
                 _append(state, response, found, keys_only=request.keys_only)
     else:
         lo, hi = range_bounds(request.key, request.range_end)
-        if request.count_only and revision >= state.revision and not _bounds_keys(state):
+        if request.count_only and state.is_newest(revision) and not _bounds_keys(state):
             response.count = keyspace.count(state.reader, lo, hi)
         else:
             _fill(state, request, response, lo, hi, revision)
@@ -174,7 +179,7 @@ def _bounds_keys(state: Snapshot) -> bool:
 
 def _fill(state: Snapshot, request: RangeRequest, response: RangeResponse, lo: bytes, hi: bytes | None, revision: int) -> None:
     order, target, limit = request.sort_order, request.sort_target, request.limit
-    backwards = order == _DESCEND and target == _BY_KEY and revision >= state.revision
+    backwards = order == _DESCEND and target == _BY_KEY and state.is_newest(revision)
     sorts = target != _BY_KEY or (order == _DESCEND and not backwards)
     keep = limit + 1 if limit > 0 and not sorts else None
     if request.count_only:
@@ -190,7 +195,7 @@ def _fill(state: Snapshot, request: RangeRequest, response: RangeResponse, lo: b
             picked += 1
             if _may_keep(state, found):
                 chosen.append(found)
-            if keep is not None and picked == keep and not bounds_keys and revision >= state.revision:
+            if keep is not None and picked == keep and not bounds_keys and state.is_newest(revision):
                 break
     else:
         keep = None  # the loop saw everything, `total` is the count

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, Protocol
 
-from kvserver.apply import Alarms, Membership, Store
+from kvserver.apply import ANSWER_FORMS, Alarms, Membership, Store
 from kvserver.config import ServerConfig
 from kvserver.logs import Logger, RaftLogSink
 from kvserver.metrics import Metrics
+from kvserver.mvcc import Allowance
 from kvserver.node.append_queue import AppendQueue
 from kvserver.node.apply_queue import ApplyQueue
 from kvserver.node.backups import Backups
@@ -344,6 +345,7 @@ def _make_apply_queue(ground: Ground, events: Events, driver: Driver, proposals:
         driver.storage_responded(responses)
         inflow.release()
 
+    answer_bytes = ground.config.max_answer_bytes // ANSWER_FORMS
     entries = EntryApplier(
         store=ground.store,
         raw=driver.raw,
@@ -351,8 +353,9 @@ def _make_apply_queue(ground: Ground, events: Events, driver: Driver, proposals:
         note_applied=driver.note_applied,
         on_membership=events.note_membership,
         on_alarms=events.note_alarms,
+        answer_room=lambda proposal: Allowance(limit_bytes=answer_bytes) if proposals.is_awaited(proposal) else None,
     )
-    return ApplyQueue(store=ground.store, apply_entry=entries.apply, on_applied=applied, on_fatal=events.fail)
+    return ApplyQueue(store=ground.store, apply_slice=entries.apply_slice, on_applied=applied, on_fatal=events.fail)
 
 
 def _make_append_queue(

@@ -171,15 +171,20 @@ class Proposals:
 
     def resolve(self, proposal: ProposalId, result: PbMessage | RequestError) -> None:
         """An entry was applied: if it is one of ours and still awaited, answer it."""
-        if proposal.incarnation != self._incarnation or proposal.member != self._member_id:
+        if not self.is_awaited(proposal):
             return
-        pending = self._pending.get(proposal.counter)
-        if pending is None or pending.future.done():
-            return
+        pending = self._pending[proposal.counter]
         if isinstance(result, RequestError):
             pending.future.set_exception(result)
         else:
             pending.future.set_result(result)
+
+    def is_awaited(self, proposal: ProposalId) -> bool:
+        """Whether it is one of ours, and its result is still wanted."""
+        if proposal.incarnation != self._incarnation or proposal.member != self._member_id:
+            return False
+        pending = self._pending.get(proposal.counter)
+        return pending is not None and not pending.future.done()
 
     def refuse_waiting(self, refuses: Callable[[bytes | ConfChange], bool], error: type[RequestError]) -> None:
         """Answer with `error` what raft has not been given yet and `refuses` says yes to: nothing of it was proposed."""
