@@ -1,8 +1,10 @@
 """Making an old store a new cluster's: everything that was the old cluster's goes, every key with its revisions stays.
 
 Rules
-- One transaction. Replaced: position, configuration, members (the old ones and the removed ids are forgotten). Dropped: alarms, which were
-  raised about members that are gone; a quota that is exceeded raises its alarm again with the first write, damage shows when it is checked.
+- An entry that is applied in part (a copy may be taken between two slices) is applied to its end first: it was committed, and the log
+  that would go on with it isn't here. The rest is one transaction.
+- Replaced: position, configuration, members (the old ones and the removed ids are forgotten). Dropped: alarms, which were raised about
+  members that are gone; a quota that is exceeded raises its alarm again with the first write, damage shows when it is checked.
 - With `bump`, the current revision moves on by so much and everything up to there is compacted: revisions that the old cluster may have
   handed out after the snapshot are never handed out again, and whoever asks for one is told `compacted` instead of being given other data.
 
@@ -18,10 +20,13 @@ from typing import Final
 
 from kvserver.apply import meta
 from kvserver.apply.inspection import inspect
-from kvserver.apply.meta import Membership
+from kvserver.apply.meta import Membership, Meta
+from kvserver.commands import CommandKind, decode
 from kvserver.errors import KvError
-from kvserver.mvcc import META, TABLES
+from kvserver.mvcc import META, TABLES, Mvcc
 from kvserver.mvcc.compaction import Compactor
+from kvserver.mvcc.unfinished import UnfinishedMismatchError
+from kvserver.pb.rpc_pb2 import DeleteRangeRequest, TxnRequest
 from kvserver.storage import Engine
 from kvserver.types import ConfState, Index, Revision, Term
 
@@ -44,11 +49,13 @@ async def refound(path: Path, membership: Membership, conf_state: ConfState, *, 
         FatalError: writing failed.
     """
     old = inspect(path)
-    revision = Revision(old.revision + bump)
+    revision = Revision(old.revision + old.is_unfinished + bump)
     if revision > MAX_REVISION:
         raise RevisionTooLargeError(f"the revision {old.revision} can't be raised by {bump}: {MAX_REVISION} is the highest")
     engine = Engine.open(path, tables=TABLES)
     try:
+        if old.is_unfinished:
+            await _finish(engine, old)
         if bump:
             Compactor(engine).schedule(revision, revision)
         engine.delete(META, meta.ALARMS_KEY)
@@ -60,3 +67,23 @@ async def refound(path: Path, membership: Membership, conf_state: ConfState, *, 
     finally:
         await engine.close(commit=False)
     return revision
+
+
+async def _finish(engine: Engine, old: Meta) -> None:
+    """Apply the rest of the entry that is applied in part."""
+    mvcc = Mvcc(engine, current_revision=old.revision, on_corrupt=lambda text: None)
+    data = mvcc.unfinished_request
+    command = decode(data)
+    payload = bytes(command.payload)
+    match command.kind:
+        case CommandKind.DELETE_RANGE:
+            writing = mvcc.begin_delete_range(DeleteRangeRequest.FromString(payload), data)
+        case CommandKind.TXN:
+            writing = mvcc.begin_txn(TxnRequest.FromString(payload), data)
+        case _:
+            raise UnfinishedMismatchError
+    while writing.run_slice() is None:
+        engine.end_entry(old.index)
+        await engine.wait_room()
+    engine.put(META, meta.STATE_KEY, meta.encode_state(old.index, old.term, mvcc.current_revision))
+    engine.end_entry(old.index)

@@ -222,7 +222,8 @@ class Store:
 
         Raises:
             EmptyKeyError, FutureRevisionError, CompactedError, CorruptError.
-            RequestTimeoutError: it takes longer than a view may live, or the store is being closed or replaced.
+            RangeTooSlowError: it takes longer than a view may live.
+            RequestTimeoutError: the store is being closed or replaced.
         """
         return await answer(self, lambda state: execute_range(state, request), room)
 

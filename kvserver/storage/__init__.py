@@ -19,6 +19,7 @@ from kvserver.storage.errors import (
     StoreUnreadableError,
     SwapFailedError,
     ViewExpiredError,
+    ViewTooOldError,
 )
 from kvserver.storage.files import read_only_env
 from kvserver.storage.page_format import StateGoneError
@@ -44,6 +45,7 @@ __all__ = [
     "StoreUnreadableError",
     "SwapFailedError",
     "ViewExpiredError",
+    "ViewTooOldError",
     "check_structure",
     "read_only_env",
 ]

@@ -44,6 +44,28 @@ async def test_keys_and_revisions_stay_and_everything_of_the_old_cluster_goes(tm
     await machine.store.close()
 
 
+async def test_an_entry_that_was_applied_in_part_is_applied_to_its_end(tmp_path: Path) -> None:
+    """A copy may be taken between two slices of it; the log that would go on is not part of the copy."""
+    machine = Machine(tmp_path / "db")
+    for number in range(300):
+        machine.apply(PutRequest(key=b"key-%03d" % number, value=b"v"))
+    machine.apply(PutRequest(key=b"other"))
+    revision = machine.store.current_revision
+    data = machine.encode(DeleteRangeRequest(key=b"key-", range_end=b"key."))
+    assert machine.applier.apply_slice(Index(machine.store.applied_index + 1), Term(1), data) is None
+    await machine.store.commit()
+    await machine.store.close()
+    shutil.copy(tmp_path / "db", tmp_path / "bumped")
+    for name, bump in (("db", 0), ("bumped", 5)):
+        assert await refound(tmp_path / name, NEW, CONF, index=Index(1), term=Term(1), bump=bump) == revision + 1 + bump
+        machine = Machine(tmp_path / name)
+        assert not machine.store.mvcc.is_unfinished
+        assert [kv.key for kv in machine.store.range(RangeRequest(key=b"\x00", range_end=b"\x00")).kvs] == [b"other"]
+        machine.apply(PutRequest(key=b"key-000"))
+        assert machine.store.current_revision == revision + 2 + bump
+        await machine.store.close()
+
+
 async def test_a_bump_moves_the_revision_and_compacts_up_to_it(tmp_path: Path) -> None:
     _, old_revision = await filled(tmp_path / "a")
     shutil.copy(tmp_path / "a", tmp_path / "b")
