@@ -8,7 +8,8 @@ Rules
   sent.
 - Up to `FREE_BYTES` it is not counted: a call costs more than that anyway, and the number of calls is bounded.
 - One that is larger than all the room waits until it is alone, and may then be as large as it is: etcd has no limit on answers.
-- What a write answers is built while it is applied, which waits for nobody: it is counted when it is there, and the next reads wait for it.
+- What a write answers is built while it is applied, which waits for nobody. If it may be much (write_answers.py) room is taken before it is
+  proposed; otherwise it is counted when it is there, and the next reads wait for it.
 - A client that doesn't take its answer within `PATIENCE_S` keeps it (nothing on this side can take it back), but it is not counted any more
   while others wait: it must not keep them from reading for ever.
 - A read waits as long as its client does: its task is cancelled when the client leaves or its deadline passes.

@@ -100,6 +100,9 @@ class KvReader(Protocol):
     async def read_txn(self, request: rpc_pb2.TxnRequest, room: AnswerRoom) -> rpc_pb2.TxnResponse:
         """Answer a checked transaction without puts and deletes, at one revision. Raises as `read_range` does."""
 
+    async def measure_write(self, request: rpc_pb2.TxnRequest | rpc_pb2.DeleteRangeRequest, limit_bytes: int) -> int:
+        """What a checked write would answer if it were applied now, in bytes; exact up to the limit."""
+
     async def hash_kv(self, revision: Revision) -> rpc_pb2.HashKVResponse:
         """Hash the keys and values up to `revision` (0: the current one). Raises as `read_range` does."""
 

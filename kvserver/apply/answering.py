@@ -99,3 +99,15 @@ async def _answer_on_thread(source: AnswerSource, work: Work[_Answer], room: Ans
             return response
         del response
         needed_bytes = allowance.used_bytes + allowance.used_bytes // 8  # it may grow meanwhile
+
+
+async def measure_answer(source: AnswerSource, work: Work[None], limit_bytes: int) -> int:
+    """What an answer would cost that `work` measures, on the loop or on a thread as `answer`; exact up to the limit."""
+    allowance = Allowance(keys=SCAN_BUDGET, limit_bytes=min(limit_bytes, LOOP_ANSWER_BYTES), builds=False)
+    try:
+        work(source.snapshot(allowance))
+        allowance.check()
+    except RangeTooLargeError:
+        allowance = Allowance(limit_bytes=limit_bytes, builds=False)
+        await source.run_on_view(work, allowance)
+    return allowance.used_bytes

@@ -24,15 +24,15 @@ from typing import Final, TypeVar
 
 from kvserver.apply import meta
 from kvserver.apply.alarms import Alarms, encode_alarms
-from kvserver.apply.answering import AnswerRoom, Unbounded, answer
+from kvserver.apply.answering import AnswerRoom, Unbounded, answer, measure_answer
 from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import damaged, inspect, inspect_checked, position_of, read_meta
 from kvserver.apply.meta import Membership, Meta
 from kvserver.apply.reading import READ_THREADS, HashResult, ThreadedReads
 from kvserver.apply.removal import Removal
 from kvserver.errors import CorruptError, RequestError, StoppedError
-from kvserver.mvcc import META, TABLES, Allowance, KvHash, Mvcc, Snapshot, describe_row, execute_range
-from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse, TxnRequest, TxnResponse
+from kvserver.mvcc import META, TABLES, Allowance, KvHash, Mvcc, Snapshot, describe_row, execute_range, measure
+from kvserver.pb.rpc_pb2 import DeleteRangeRequest, RangeRequest, RangeResponse, TxnRequest, TxnResponse
 from kvserver.storage import (
     DamagedRowError,
     Engine,
@@ -230,6 +230,10 @@ class Store:
     async def read_txn(self, request: TxnRequest, room: AnswerRoom = UNBOUNDED) -> TxnResponse:
         """Answer a transaction that writes nothing; as `read`. Raises also what a transaction raises."""
         return await answer(self, lambda state: self.mvcc.read_txn(request, state), room)
+
+    async def measure(self, request: TxnRequest | DeleteRangeRequest, limit_bytes: int) -> int:
+        """What a write would answer if it were applied now, in bytes; exact up to the limit. Raises as `read` does."""
+        return await measure_answer(self, lambda state: measure(state, request), limit_bytes)
 
     def snapshot(self, allowance: Allowance) -> Snapshot:
         """The present state, for the loop, within the allowance. Raises as `read_view`."""

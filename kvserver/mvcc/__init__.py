@@ -8,6 +8,7 @@ from __future__ import annotations
 from kvserver.mvcc.allowance import Allowance, RangeTooLargeError
 from kvserver.mvcc.hashing import KvHash
 from kvserver.mvcc.layout import META, TABLES, describe_row
+from kvserver.mvcc.measure import measure
 from kvserver.mvcc.mvcc import FIRST_REVISION, Mvcc
 from kvserver.mvcc.read import Snapshot, execute_range
 from kvserver.mvcc.writing import Writing
@@ -24,4 +25,5 @@ __all__ = [
     "Writing",
     "describe_row",
     "execute_range",
+    "measure",
 ]

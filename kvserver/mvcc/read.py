@@ -252,8 +252,10 @@ def _append(state: Snapshot, response: RangeResponse, found: Found, *, keys_only
     allowance = state.allowance
     if not keys_only:
         record = state.record(found.revision)
-        if allowance is None or allowance.charge(len(record)):
+        if allowance is None or (allowance.charge(len(record)) and allowance.builds):
             layout.parse_key_value(record, response.kvs.add())
+        return
+    if allowance is not None and not allowance.builds:
         return
     kv = response.kvs.add()
     kv.key, kv.create_revision, kv.mod_revision = found.key, found.create_revision, found.mod_revision

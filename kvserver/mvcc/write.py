@@ -312,6 +312,11 @@ def _take_slice(doomed: Iterator[tuple[bytes, Entry]]) -> tuple[list[tuple[bytes
     return part, False
 
 
+def operations_that_run(state: Snapshot, request: TxnRequest) -> Iterator[RequestOp]:
+    """The operations that would run in `state`, those of nested transactions in their place."""
+    return _ops_on_path(request, iter(list(_decide(state, request))))
+
+
 def _decide(state: Snapshot, request: TxnRequest) -> Iterator[bool]:
     """For the transaction and those nested in the branches that run, in order: whether its compares hold."""
     succeeded = all(holds(state, compare) for compare in request.compare)

@@ -21,6 +21,10 @@ class StoreReader:
         """Answer a checked transaction that writes nothing, at one revision; as `read_range`."""
         return await self._store.read_txn(request, room)
 
+    async def measure_write(self, request: rpc_pb2.TxnRequest | rpc_pb2.DeleteRangeRequest, limit_bytes: int) -> int:
+        """What a checked write would answer if it were applied now, in bytes; exact up to the limit."""
+        return await self._store.measure(request, limit_bytes)
+
     async def hash_kv(self, revision: Revision) -> rpc_pb2.HashKVResponse:
         """Hash what is held up to `revision` (0: the newest), on a thread. Raises as `read_range` does."""
         found = await self._store.hash_kv(revision)

@@ -68,6 +68,7 @@ class FakeCluster:
     revision: Revision = field(default_factory=lambda: Revision(9))
     size_in_use_bytes: int = 0
     buffered_payload_bytes: int = 0
+    measured_bytes: int = 0
 
     async def propose(self, kind: CommandKind, request: Message, *, deadline_s: float, encoded: bytes | None = None) -> Message:
         assert encoded in (None, b"encoded")
@@ -93,6 +94,10 @@ class FakeCluster:
     async def read_txn(self, request: rpc_pb2.TxnRequest, room: AnswerRoom) -> rpc_pb2.TxnResponse:
         self.asked.append(("read_txn", request))
         return rpc_pb2.TxnResponse(header=rpc_pb2.ResponseHeader(revision=self.revision), succeeded=True)
+
+    async def measure_write(self, request: rpc_pb2.TxnRequest | rpc_pb2.DeleteRangeRequest, limit_bytes: int) -> int:
+        self.asked.append(("measure_write", limit_bytes))
+        return self.measured_bytes
 
     async def hash_kv(self, revision: Revision) -> rpc_pb2.HashKVResponse:
         self.asked.append(("hash_kv", revision))
