@@ -86,6 +86,11 @@ class Applier:
         self._answer_room = answer_room
         self._running: _Running | None = None
 
+    @property
+    def running(self) -> ProposalId | None:
+        """Whose entry has been begun and has more slices to come."""
+        return None if self._running is None else self._running.proposal
+
     def apply_entry(self, index: Index, term: Term, data: bytes) -> AppliedResult:
         """Apply a normal entry, all of it at once. As `apply_slice`."""
         while True:

@@ -354,6 +354,7 @@ def _make_apply_queue(ground: Ground, events: Events, driver: Driver, proposals:
         on_membership=events.note_membership,
         on_alarms=events.note_alarms,
         answer_room=lambda proposal: Allowance(limit_bytes=answer_bytes) if proposals.is_awaited(proposal) else None,
+        note_begun=proposals.note_begun,
     )
     return ApplyQueue(store=ground.store, apply_slice=entries.apply_slice, on_applied=applied, on_fatal=events.fail)
 

@@ -45,7 +45,9 @@ class EntryApplier:
         on_membership: Callable[[Membership], None],
         on_alarms: Callable[[Alarms], None],
         answer_room: Callable[[ProposalId], Allowance | None],
+        note_begun: Callable[[ProposalId], None],
     ) -> None:
+        self._note_begun = note_begun
         self._store = store
         self._applier = Applier(store, answer_room)
         self._raw = raw
@@ -60,6 +62,8 @@ class EntryApplier:
             alarms = self._store.alarms
             applied = self._applier.apply_slice(entry.index, entry.term, entry.data)
             if applied is None:
+                if self._applier.running is not None:
+                    self._note_begun(self._applier.running)
                 return False
             if self._store.alarms is not alarms:
                 self._on_alarms(self._store.alarms)

@@ -8,6 +8,8 @@ Rules
   future.
 - A proposal is handed to raft once. While there is no leader it waits *before* that; once handed over it is never repeated, as it might
   apply twice.
+- One that is being applied, and takes many slices, has no deadline any more but its client's: its outcome is certain, and only a matter of
+  time.
 - A future ends by its result, by its deadline, by shutdown, or by `fail_older_than`: when the first entry of a newer term is applied,
   whatever this member proposed under an older term and has not seen applied is unknown (normally lost), and the client hears `leader
   changed` at once.
@@ -64,6 +66,7 @@ class _Pending:
     future: asyncio.Future[PbMessage]
     size_bytes: int
     term: Term | None = None
+    timer: asyncio.TimerHandle | None = None
 
     @property
     def is_wanted(self) -> bool:
@@ -156,7 +159,8 @@ class Proposals:
         pending = _Pending(content, loop.create_future(), size_bytes)
         self._pending[counter] = pending
         self._bytes += size_bytes
-        timer = loop.call_at(deadline_s, _expire, pending.future)  # a tenth of the cost of asyncio.timeout_at, on the way of every write
+        # A tenth of the cost of asyncio.timeout_at, on the way of every write.
+        pending.timer = timer = loop.call_at(deadline_s, _expire, pending.future)
         try:
             self._sink.propose(pending)
             return await pending.future
@@ -178,6 +182,13 @@ class Proposals:
             pending.future.set_exception(result)
         else:
             pending.future.set_result(result)
+
+    def note_begun(self, proposal: ProposalId) -> None:
+        """A part of it is applied, and the rest follows: if it is one of ours, it waits for that as long as its client does."""
+        if self.is_awaited(proposal):
+            timer = self._pending[proposal.counter].timer
+            if timer is not None:
+                timer.cancel()
 
     def is_awaited(self, proposal: ProposalId) -> bool:
         """Whether it is one of ours, and its result is still wanted."""

@@ -280,3 +280,30 @@ async def test_a_client_that_hangs_up_in_the_turn_of_its_error_leaves_no_unheard
     del waiting
     gc.collect()
     assert unheard == []
+
+
+async def test_a_proposal_that_is_being_applied_in_slices_outlives_its_deadline_and_hears_its_result() -> None:
+    sink = FakeSink()
+    proposals = make(sink)
+    begun, other = begin(proposals, delay_s=0.02), begin(proposals, delay_s=0.02)
+    await turn()
+    proposal = commands.decode(sink.taken[0]).id
+    proposals.note_begun(proposal)
+    proposals.note_begun(proposal._replace(incarnation=INCARNATION + 1, counter=2))  # of another life: not ours
+    with pytest.raises(RequestTimeoutError):
+        await other
+    assert not begun.done()
+    proposals.resolve(proposal, rpc_pb2.PutResponse(header=rpc_pb2.ResponseHeader(revision=1)))
+    assert (await begun).header.revision == 1  # type: ignore[attr-defined]
+
+
+async def test_a_proposal_that_is_being_applied_ends_with_its_client() -> None:
+    sink = FakeSink()
+    proposals = make(sink)
+    begun = begin(proposals)
+    await turn()
+    proposal = commands.decode(sink.taken[0]).id
+    proposals.note_begun(proposal)
+    begun.cancel()
+    await asyncio.gather(begun, return_exceptions=True)
+    assert (proposals.pending_count, proposals.is_awaited(proposal)) == (0, False)
