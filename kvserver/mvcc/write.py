@@ -283,15 +283,20 @@ class WriteTxn:
                 yield from self._run_op(op, response.responses.add())
                 self._operation += 1
 
+    def _state_now(self) -> Snapshot:
+        """What a range within the request reads: its own changes as well, and another one's that is unfinished no more than others do."""
+        begin = self._begin
+        if not self.changes:
+            return begin._replace(reader=self._writer.reader)
+        return begin._replace(reader=self._writer.reader, revision=self.revision, unfinished=False)
+
     def _run_op(self, op: RequestOp, response: ResponseOp) -> Generator[None, None, None]:
         if self._operation < self._resume.operation:
             return  # an earlier run has done it
         match op.WhichOneof("request"):
             case "request_range":
                 if self._answers:
-                    begin = self._begin
-                    state = Snapshot(self._writer.reader, self.revision, begin.compacted_revision, begin.on_corrupt, begin.allowance)
-                    execute_range(state, op.request_range, response.response_range)
+                    execute_range(self._state_now(), op.request_range, response.response_range)
             case "request_put":
                 response.response_put.CopyFrom(self._put(op.request_put))
             case "request_delete_range":

@@ -86,8 +86,15 @@ def tables(store: Store) -> list[Any]:
     return [list(reader.iterate(table)) for table in range(len(TABLES))]
 
 
-def answers(state: Any) -> list[bytes]:
-    return [state.range(request).SerializeToString(deterministic=True) for request in VARIANTS]
+def answers(store: Store) -> list[bytes]:
+    """What ranges answer, by themselves and within a transaction that reads."""
+    asked = TxnRequest(
+        compare=[Compare(key=KEYS[0], target=Compare.VERSION, result=Compare.EQUAL, version=1)],
+        success=[RequestOp(request_range=request) for request in VARIANTS],
+    )
+    found = [store.range(request) for request in VARIANTS]
+    within = store.mvcc.read_txn(asked, store.mvcc.snapshot())
+    return [each.SerializeToString(deterministic=True) for each in (*found, within)]
 
 
 def contradictions(state: Snapshot) -> list[str]:
