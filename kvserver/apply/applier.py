@@ -183,7 +183,7 @@ class Applier:
                 return refused
             match kind:
                 case CommandKind.PUT:
-                    return mvcc.put(PutRequest.FromString(payload))
+                    return mvcc.put(PutRequest.FromString(payload), answers=answer is not None)
                 case CommandKind.DELETE_RANGE:
                     return mvcc.begin_delete_range(DeleteRangeRequest.FromString(payload), data, answer)
                 case CommandKind.TXN:

@@ -106,9 +106,9 @@ class Mvcc:
             return answer
         raise AssertionError("a transaction without deletions was cut into slices")
 
-    def put(self, request: PutRequest) -> PutResponse:
-        """See WriteTxn.put."""
-        txn = self._begin()
+    def put(self, request: PutRequest, *, answers: bool = True) -> PutResponse:
+        """See WriteTxn.put; `answers`: whether anybody wants its answer."""
+        txn = self._begin(answers=answers)
         response = txn.put(request)
         self._end(txn)
         return response
@@ -164,8 +164,8 @@ class Mvcc:
 
         return Writing(txn, steps, on_pause=pause, on_end=self._end)
 
-    def _begin(self) -> WriteTxn:
-        return WriteTxn(self.snapshot(), self._writer, self._has_lease)
+    def _begin(self, *, answers: bool = True) -> WriteTxn:
+        return WriteTxn(self.snapshot(), self._writer, self._has_lease, answers=answers)
 
     def _end(self, txn: WriteTxn) -> None:
         self._revision = txn.revision

@@ -9,7 +9,7 @@ import pytest
 
 from kvserver.apply import AppliedResult, Store
 from kvserver.errors import RequestTimeoutError
-from kvserver.mvcc import TABLES, Snapshot
+from kvserver.mvcc import META, TABLES, Snapshot
 from kvserver.mvcc.integrity import CrossCheck
 from kvserver.mvcc.unfinished import UnfinishedMismatchError
 from kvserver.mvcc.write import SLICE_KEYS
@@ -152,7 +152,10 @@ async def test_a_crash_after_any_slice_ends_in_the_same_bytes(open_machine: Open
     assert apply_slice(whole, data) is None
     while apply_slice(whole, data) is None:
         pass
+    await whole.reopen()
+    assert not whole.store.mvcc.is_unfinished
     expected = tables(whole.store)
+    assert {key for key, _ in expected[META]} == {b"format", b"state", b"conf_state", b"membership"}  # nothing is left of it
     slices = 5 if isinstance(request_, DeleteRangeRequest) else 4
     for durable in range(slices + 1):
         machine = await open_machine(f"crash{durable}", interval_s=600)

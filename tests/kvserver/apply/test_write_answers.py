@@ -58,6 +58,11 @@ async def test_a_member_where_nobody_waits_reads_no_value_and_makes_the_same_cha
     assert reads == []
     assert isinstance(ignored, TxnResponse)
     assert ignored.ByteSize() < 200
+    again = PutRequest(key=b"k9", value=b"x", prev_kv=True)
+    assert origin.apply(again).prev_kv.value == VALUE
+    reads.clear()
+    assert not follower.apply(again).HasField("prev_kv")
+    assert reads == []
     assert tables(origin) == tables(follower)
 
 
