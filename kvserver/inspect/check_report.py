@@ -26,7 +26,15 @@ from kvserver.mvcc import TABLES, KvHash, Mvcc, Snapshot, describe_row
 from kvserver.mvcc.compaction import NEVER
 from kvserver.mvcc.integrity import CrossCheck, Pass, check_numbers
 from kvserver.snapshot.files import list_received
-from kvserver.storage import DamagedRowError, LayeredReader, StoreDamagedError, StoreUnreadableError, check_structure, read_only_env
+from kvserver.storage import (
+    DamagedRowError,
+    LayeredReader,
+    StoreDamagedError,
+    StoreUnreadableError,
+    check_structure,
+    existing_tables,
+    read_only_env,
+)
 from kvserver.storage.page_format import Row, Tree
 from kvserver.storage.pages import PageFile, check_all
 from kvserver.types import Revision
@@ -176,7 +184,7 @@ def _state(path: Path, meta: Meta, findings: _Findings) -> Iterator[Snapshot]:
     """The store's newest state through LMDB, which may be trusted with the file by now."""
     env = read_only_env(path, tables=len(TABLES))
     try:
-        reader = LayeredReader(env, [env.open_db(name, create=False) for name in TABLES], ())
+        reader = LayeredReader(env, existing_tables(env, TABLES), ())
         try:
             mvcc = Mvcc(_ReadOnly(reader), current_revision=meta.revision, on_corrupt=lambda text: findings.problem(path, text))
             compactor = mvcc.compactor

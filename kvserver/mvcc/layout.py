@@ -7,6 +7,8 @@
     gone     key, up to 480 bytes                  entry: a deleted key whose tombstone isn't compacted yet
     long     node (20) + tail, or a marker         entry: keys over 480 bytes, existing or gone, see mvcc.keyspace
     history  key id (16) + revision (16)           superseded: a change of that key that isn't its newest
+    lease    } see lease.table: which leases there are, and the keys attached to them
+    lease_key}
 
     revision (16)           record (rev)                             entry (key, gone, long)         superseded (history)
     0   8  main, big-endian 0   1  flags: 1 = tombstone              0   16  revision of the newest  0  1   flags: 1 = tombstone
@@ -39,7 +41,10 @@ KEY: Final = 2
 GONE: Final = 3
 LONG: Final = 4
 HISTORY: Final = 5
-TABLES: Final = (b"meta", b"rev", b"key", b"gone", b"long", b"history")
+LEASE: Final = 6
+LEASE_KEY: Final = 7
+TABLES: Final = (b"meta", b"rev", b"key", b"gone", b"long", b"history", b"lease", b"lease_key")
+"""In the order of their numbers. A store that an older version wrote lacks the last two; they are made when it is opened for use."""
 
 NO_REVISION: Final = bytes(16)
 TOMBSTONE: Final = 1

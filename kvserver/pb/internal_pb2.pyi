@@ -199,3 +199,25 @@ class MemberChange(message.Message):
     _ClearFieldArgType: _TypeAlias = typing.Literal["kind", b"kind", "member", b"member", "proposal_counter", b"proposal_counter", "proposal_incarnation", b"proposal_incarnation", "proposal_member", b"proposal_member"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class LeaseExpiry(message.Message):
+    """A lease's time is over, as its leader saw under `term`; of no effect when the entry has another term: somebody else led by then."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    term: builtins.int
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        term: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["id", b"id", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...

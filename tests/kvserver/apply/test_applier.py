@@ -18,7 +18,7 @@ from kvserver.errors import (
     LeaseNotFoundError,
 )
 from kvserver.pb.internal_pb2 import MemberAttributes
-from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest
+from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest
 from kvserver.types import ConfState, Index, Member, NodeId, Term
 
 
@@ -117,7 +117,7 @@ async def test_configuration_change_records_members_and_remembers_removed_ones(m
 
 
 async def test_lease_of_a_key_is_kept_and_detached(machine: Any) -> None:
-    machine.store.mvcc._has_lease = lambda lease: True
+    machine.apply(LeaseGrantRequest(ID=2**62, TTL=60))
     machine.apply(PutRequest(key=b"a", value=b"1", lease=2**62))
     machine.apply(PutRequest(key=b"a", value=b"2", ignore_lease=True))
     assert machine.store.range(RangeRequest(key=b"a")).kvs[0].lease == 2**62
@@ -128,7 +128,7 @@ async def test_lease_of_a_key_is_kept_and_detached(machine: Any) -> None:
 
 
 async def test_value_of_any_size_comes_back(machine: Any) -> None:
-    machine.store.mvcc._has_lease = lambda lease: True
+    machine.apply(LeaseGrantRequest(ID=5, TTL=60))
     for size in (0, 1, 127, 128, 4095, 4096, 4097, 70_000, 1_500_000):
         machine.apply(PutRequest(key=b"k", value=b"v" * size, lease=5))
         kv = machine.store.range(RangeRequest(key=b"k")).kvs[0]
