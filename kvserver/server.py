@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from kvserver.api import Answers, Api, ByteGate, MemberStatus, QuotaGate, build_api
+from kvserver.api import Answers, Api, ByteGate, MemberStatus, QuotaGate, build_api, min_ttl_s
 from kvserver.apply import OnlineCheck
 from kvserver.clock import SystemClock
 from kvserver.config import ETCD_API_VERSION, ServerConfig, limits_in_force
@@ -142,12 +142,14 @@ class Server:
             view=facts,
             reconfiguration=node.reconfiguration,
             snapshots=node.backups,
+            lease_times=node.leases.desk,
             quota=QuotaGate(quota_bytes=self._config.quota_backend_bytes, space=node.store, alarms=node.alarms, clock=clock),
             answers=Answers(answers),
             debug=DebugPages(node, self._config, self._metrics),
             clock=clock,
             max_request_bytes=self._config.max_request_bytes,
             max_txn_ops=self._config.max_txn_ops,
+            min_lease_ttl_s=min_ttl_s(self._config.election_timeout_s),
             request_timeout_s=self._config.request_timeout_s,
         )
 

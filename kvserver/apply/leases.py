@@ -24,7 +24,7 @@ ROWS = LeaseRows(leases=LEASE, keys=LEASE_KEY)
 
 
 class LeaseKeys(NamedTuple):
-    """A lease as of one state: its TTL (None: there is none), its keys in byte order, and the revision of that state."""
+    """A lease as of one state: its TTL (None: there is none), its keys in byte order (if they were wanted), and the state's revision."""
 
     ttl_s: int | None
     keys: list[bytes]
@@ -77,12 +77,12 @@ def list_leases(state: Snapshot) -> LeaseLeasesResponse:
     return response
 
 
-def lease_keys(state: Snapshot, lease: LeaseId) -> LeaseKeys:
-    """One lease and its keys. Raises RangeTooLargeError."""
+def read_lease(state: Snapshot, lease: LeaseId, *, with_keys: bool) -> LeaseKeys:
+    """One lease, and if wanted its keys. Raises RangeTooLargeError."""
     allowance = state.allowance or Allowance()
     ttl_s = ROWS.ttl_s(state.reader, lease)
     found: list[bytes] = []
-    for key in ROWS.keys(state.reader, lease):
+    for key in ROWS.keys(state.reader, lease) if with_keys else ():
         allowance.touch_key()
         if allowance.charge(KEY_OVERHEAD_BYTES + len(key)):
             found.append(key)

@@ -247,9 +247,9 @@ class Store:
         """All leases, ascending; as `read`."""
         return await answer(self, leases.list_leases, room)
 
-    async def read_lease_keys(self, lease: LeaseId, room: AnswerRoom = UNBOUNDED) -> leases.LeaseKeys:
-        """A lease's TTL and the keys attached to it, in byte order; as `read`."""
-        return await answer(self, lambda state: leases.lease_keys(state, lease), room)
+    async def read_lease(self, lease: LeaseId, room: AnswerRoom = UNBOUNDED, *, with_keys: bool = True) -> leases.LeaseKeys:
+        """A lease's TTL, and if wanted the keys attached to it, in byte order; as `read`."""
+        return await answer(self, lambda state: leases.read_lease(state, lease, with_keys=with_keys), room)
 
     def snapshot(self, allowance: Allowance) -> Snapshot:
         """The present state, for the loop, within the allowance. Raises as `read_view`."""

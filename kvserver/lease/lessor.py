@@ -89,18 +89,26 @@ class Lessor:
             return None
         return min(float(found.ttl_s), max(0.0, found.deadline_s - now_s))
 
+    def has_due(self, now_s: float) -> bool:
+        """Whether any lease's time is over (that isn't taken)."""
+        while self._heap and self._heap[0][0] <= now_s:
+            entry_s, lease = self._heap[0]
+            found = self._leases.get(lease)
+            if found is not None and found.entry_s == entry_s:
+                if found.deadline_s <= now_s:
+                    return True
+                found.entry_s = found.deadline_s
+                heapq.heapreplace(self._heap, (found.deadline_s, lease))
+            else:
+                heapq.heappop(self._heap)  # a dead entry
+        return False
+
     def take_due(self, now_s: float, limit: int) -> list[LeaseId]:
         """Take up to `limit` leases whose time is over, the longest overdue first."""
         taken: list[LeaseId] = []
-        while self._heap and len(taken) < limit and self._heap[0][0] <= now_s:
-            entry_s, lease = heapq.heappop(self._heap)
-            found = self._leases.get(lease)
-            if found is None or found.entry_s != entry_s:
-                continue  # a dead entry
-            if found.deadline_s > now_s:
-                self._enter(lease, found)
-                continue
-            found.entry_s = None
+        while len(taken) < limit and self.has_due(now_s):
+            _, lease = heapq.heappop(self._heap)
+            self._leases[lease].entry_s = None
             taken.append(lease)
         return taken
 

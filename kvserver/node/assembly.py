@@ -18,6 +18,7 @@ from random import Random
 from typing import Final, Protocol
 
 from kvserver.apply import Alarms, Membership, Store
+from kvserver.commands import KINDS_VERSION
 from kvserver.config import ServerConfig
 from kvserver.logs import Logger, RaftLogSink
 from kvserver.metrics import Metrics
@@ -266,7 +267,13 @@ def _make_transport(
     origin, snap = ground.origin, ground.directory.snap
     files = ground.directory.files
     return Transport(
-        Identity(cluster_id=origin.cluster_id, member_id=origin.member_id, server_version=__version__, incarnation=incarnation),
+        Identity(
+            cluster_id=origin.cluster_id,
+            member_id=origin.member_id,
+            max_command_version=KINDS_VERSION,
+            server_version=__version__,
+            incarnation=incarnation,
+        ),
         handler,
         snapshots=SnapshotParts(directory=snap, copies=copies, executor=chunks, files=files),
         logger=ground.log,

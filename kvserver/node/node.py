@@ -32,6 +32,7 @@ from kvserver.node.directory import OS_FILES, DataDirectory, open_data_directory
 from kvserver.node.forwarding import ForwardKind, answer_promote
 from kvserver.node.halt import Halt, HaltParts
 from kvserver.node.handover import HandOver
+from kvserver.node.lease_parts import make_leases
 from kvserver.node.opening import open_store
 from kvserver.node.space_watch import NO
 from kvserver.pb import internal_pb2
@@ -101,6 +102,7 @@ class Node:
         self._alarm_log = AlarmLog(store.alarms, self._log)
         self._hand_over = HandOver(member_id=self.member_id, driver=parts.driver, book=parts.book, transport=parts.transport, log=self._log)
         self.space = watch_space(ground, parts, self._hand_over, on_fatal=self.fail)
+        self.leases = make_leases(ground, parts)
         self.halt = self._make_halt()
         parts.handler.answer = self._answer_peer
         store.on_compacted(self._note_compaction_finished)
@@ -219,6 +221,7 @@ class Node:
         if not self._failed.done():
             await self._hand_over.run(since_s=self._loop.time() - self.config.election_timeout_s)
         self.alarms.stop()
+        self.leases.stop()
         self.proposals.stop()
         self.reads.stop()
 
@@ -226,6 +229,7 @@ class Node:
         """Stop what runs and close what is open; safe after a failure, too."""
         self.driver.stop()
         self.alarms.stop()
+        self.leases.stop()
         self.proposals.stop()
         self.reads.stop()
         self._parts.apply_queue.stop()
@@ -258,6 +262,8 @@ class Node:
                     return NO if self.halt.is_begun else self.space.answer_has_space()
                 case ForwardKind.NO_SPACE:
                     return self.space.take_notice(sender, payload)
+                case ForwardKind.LEASE_RENEW | ForwardKind.LEASE_REMAINING:
+                    return await self.leases.desk.answer(ForwardKind(kind), payload, self.config.request_timeout_s)
                 case _:
                     raise PeerRequestRefusedError.unknown_kind(kind)
         except ValueError as error:
@@ -269,6 +275,7 @@ class Node:
         """Another member leads, or none."""
         self._hand_over.note_leader()
         self.space.note_leader()
+        self.leases.note_leader(leads=leader == self.member_id, term=term)
         if previous == self.member_id:
             if self._parts.history is not None:
                 self._parts.history.log.stop_serving()
@@ -356,6 +363,7 @@ class Node:
         self._failed.set_result(error)
         self.driver.stop()
         self.alarms.stop()
+        self.leases.stop()
         self.proposals.stop()
         self.reads.stop()
         is_explained = isinstance(error, FatalError | WalError)  # its text says it all; anything else is a defect, for the developers

@@ -264,9 +264,9 @@ async def test_listing_and_keys_come_with_ttl_and_revision(machine: Any) -> None
     listed = await machine.store.read_leases()
     assert [each.ID for each in listed.leases] == [-4, 5, 9]
     assert listed.header.revision == 701
-    found = await machine.store.read_lease_keys(LeaseId(5))
+    found = await machine.store.read_lease(LeaseId(5))
     assert found == (60, [b"%04d" % number for number in range(700)], 701)
-    assert await machine.store.read_lease_keys(LeaseId(6)) == (None, [], 701)
+    assert await machine.store.read_lease(LeaseId(6)) == (None, [], 701)
 
 
 def random_command(rng: random.Random) -> Any:
