@@ -152,11 +152,10 @@ class LeaseService:
         try:
             while leases := await ahead.take():
                 ttls = await self._times.renew(leases, self._guard.deadline_s())
+                header = rpc_pb2.ResponseHeader(revision=self._view.status().revision)
+                self._guard.fill(header)
                 for lease, ttl_s in zip(leases, ttls, strict=True):
-                    response = rpc_pb2.LeaseKeepAliveResponse(ID=lease, TTL=ttl_s)
-                    response.header.revision = self._view.status().revision
-                    self._guard.fill(response.header)
-                    yield response
+                    yield rpc_pb2.LeaseKeepAliveResponse(header=header, ID=lease, TTL=ttl_s)
         finally:
             await ahead.close()
 

@@ -149,6 +149,7 @@ class LeaseKeeper:
         if leads and self._reign is None and not self._stopped:
             self._reign = reign = _Reign(term, self._extend_s)
             reign.task = self._loop.create_task(self._rule(reign), name=f"leases-of-term-{term}")
+            reign.task.add_done_callback(self._ended)
 
     def note_lease(self, lease: LeaseId, ttl_s: int | None) -> None:
         """A lease was granted, or (None) has ended, as applied on this member."""
@@ -167,6 +168,12 @@ class LeaseKeeper:
         reign, self._reign = self._reign, None
         if reign is not None:
             reign.end()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A reign's task ends by being cancelled; anything else is a defect, after which leases don't expire under this leader."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._log.error("the care for leases failed: they don't expire until another member leads", error=error)
 
     # --- what is asked -------------------------------------------------------------------------------------------------------------------
 
