@@ -4,7 +4,14 @@ Rules: a printer is pure, `answer -> bytes`; nothing here writes. What a format 
 unsupported format never hides a mutation that did happen. Formats are imported one at a time, on demand.
 """
 
-from kvserver.cli.output.choose import alarm_printer, change_printer, endpoint_printer, key_value_printer, member_printer
+from kvserver.cli.output.choose import (
+    alarm_printer,
+    change_printer,
+    endpoint_printer,
+    key_value_printer,
+    lease_printer,
+    member_printer,
+)
 from kvserver.cli.output.types import (
     AlarmPrinter,
     ChangePrinter,
@@ -13,6 +20,7 @@ from kvserver.cli.output.types import (
     EndpointPrinter,
     EndpointStatus,
     KeyValuePrinter,
+    LeasePrinter,
     MemberPrinter,
     Rendered,
 )
@@ -25,11 +33,13 @@ __all__ = [
     "EndpointPrinter",
     "EndpointStatus",
     "KeyValuePrinter",
+    "LeasePrinter",
     "MemberPrinter",
     "Rendered",
     "alarm_printer",
     "change_printer",
     "endpoint_printer",
     "key_value_printer",
+    "lease_printer",
     "member_printer",
 ]

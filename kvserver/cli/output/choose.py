@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from kvserver.cli.errors import CliError, ExitCode
-from kvserver.cli.output.types import AlarmPrinter, ChangePrinter, EndpointPrinter, KeyValuePrinter, MemberPrinter
+from kvserver.cli.output.types import AlarmPrinter, ChangePrinter, EndpointPrinter, KeyValuePrinter, LeasePrinter, MemberPrinter
 from kvserver.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -72,6 +72,12 @@ _ALARM: Final[Mapping[str, Callable[[Settings, bool], AlarmPrinter]]] = {
     "fields": _fields,
     "protobuf": _protobuf,
 }
+_LEASE: Final[Mapping[str, Callable[[Settings, bool], LeasePrinter]]] = {
+    "simple": _simple,
+    "json": _json,
+    "fields": _fields,
+    "protobuf": _protobuf,
+}
 _ENDPOINT: Final[Mapping[str, Callable[[Settings, bool], EndpointPrinter]]] = {
     "simple": _simple,
     "json": _json,
@@ -98,6 +104,11 @@ def change_printer(settings: Settings) -> ChangePrinter:
 def alarm_printer(settings: Settings) -> AlarmPrinter:
     """For the alarm commands."""
     return _choose(_ALARM, settings)
+
+
+def lease_printer(settings: Settings) -> LeasePrinter:
+    """For the lease commands."""
+    return _choose(_LEASE, settings)
 
 
 def endpoint_printer(settings: Settings) -> EndpointPrinter:

@@ -62,6 +62,31 @@ class FieldsPrinter:
             lines += [f'"MemberID" : {alarm.memberID}', f'"AlarmType" : {alarm_name(alarm.alarm)}', ""]
         return _joined(lines)
 
+    def lease_grant(self, answer: pb.LeaseGrantResponse) -> bytes:
+        """A lease grant."""
+        return _joined([*_header(answer.header), f'"ID" : {answer.ID}', f'"TTL" : {answer.TTL}'])
+
+    def lease_revoke(self, answer: pb.LeaseRevokeResponse, lease: int) -> bytes:
+        """The header alone."""
+        return _joined(_header(answer.header))
+
+    def lease_time_to_live(self, answer: pb.LeaseTimeToLiveResponse, *, with_keys: bool) -> bytes:
+        """A line for each key."""
+        lines = [*_header(answer.header), f'"ID" : {answer.ID}', f'"TTL" : {answer.TTL}', f'"GrantedTTL" : {answer.grantedTTL}']
+        return _joined([*lines, *(f'"Key" : {quote(key)}' for key in answer.keys)])
+
+    def lease_keep_alive(self, answer: pb.LeaseKeepAliveResponse) -> bytes:
+        """As a grant."""
+        return _joined([*_header(answer.header), f'"ID" : {answer.ID}', f'"TTL" : {answer.TTL}'])
+
+    def lease_ended(self, lease: int) -> bytes:
+        """Nothing is said of it."""
+        return b""
+
+    def leases(self, answer: pb.LeaseLeasesResponse) -> bytes:
+        """A line for each lease."""
+        return _joined([*_header(answer.header), *(f'"ID" : {each.ID}' for each in answer.leases)])
+
     def status(self, found: Sequence[EndpointStatus]) -> bytes:
         """An empty line behind each endpoint."""
         lines: list[str] = []

@@ -69,6 +69,31 @@ class JsonPrinter:
         """A list; kinds are numbers."""
         return dump(to_go(answer))
 
+    def lease_grant(self, answer: pb.LeaseGrantResponse) -> bytes:
+        """The header's fields beside the others."""
+        return dump(to_go(answer.header) | {"ID": answer.ID, "TTL": answer.TTL, "Error": answer.error})
+
+    def lease_revoke(self, answer: pb.LeaseRevokeResponse, lease: int) -> bytes:
+        """A lease revoke."""
+        return dump(to_go(answer))
+
+    def lease_time_to_live(self, answer: pb.LeaseTimeToLiveResponse, *, with_keys: bool) -> bytes:
+        """As a grant; under names of its own."""
+        keys = [base64.b64encode(key).decode() for key in answer.keys] or None
+        return dump(to_go(answer.header) | {"id": answer.ID, "ttl": answer.TTL, "granted-ttl": answer.grantedTTL, "keys": keys})
+
+    def lease_keep_alive(self, answer: pb.LeaseKeepAliveResponse) -> bytes:
+        """As a grant."""
+        return dump(to_go(answer.header) | {"ID": answer.ID, "TTL": answer.TTL})
+
+    def lease_ended(self, lease: int) -> bytes:
+        """Nothing is said of it."""
+        return b""
+
+    def leases(self, answer: pb.LeaseLeasesResponse) -> bytes:
+        """As a grant."""
+        return dump(to_go(answer.header) | {"leases": [{"id": each.ID} for each in answer.leases]})
+
     def status(self, found: Sequence[EndpointStatus]) -> bytes:
         """A list."""
         return dump([{"Endpoint": each.endpoint, "Status": to_go(each.status)} for each in found])

@@ -49,6 +49,7 @@ def test_the_commands_of_the_contract_are_there() -> None:
     groups = {
         "alarm": ("list", "disarm"),
         "bench": ("mixed", "put", "range"),
+        "lease": ("grant", "keep-alive", "list", "revoke", "timetolive"),
         "member": ("add", "list", "promote", "remove", "update"),
         "endpoint": ("status", "health", "hashkv"),
         "snapshot": ("save", "status", "restore"),
