@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from kvserver.apply import LeaseCheck
 from kvserver.apply import inspect as inspect_copy
 from kvserver.apply.meta import Meta
 from kvserver.inspect.output import Output, Progress, count_of
@@ -223,6 +224,9 @@ def _check_tables(state: Snapshot, path: Path, findings: _Findings) -> None:
     while check.run_slice(state, SLICE_ROWS):
         total = sum(check.rows.values())
         findings.progress.show("rows compared", total, 2 * findings.facts["rows"])
+    leases = LeaseCheck(lambda text: findings.problem(path, text))
+    while leases.run_slice(state, SLICE_ROWS):
+        findings.progress.show("rows compared", total + leases.rows, 2 * findings.facts["rows"])
     findings.facts["keys"] = check.rows[Pass.INDEX]
     findings.facts["changes"] = check.rows[Pass.CHANGES]
 
