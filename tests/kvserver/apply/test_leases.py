@@ -19,7 +19,7 @@ from kvserver.errors import (
     NoSpaceError,
 )
 from kvserver.mvcc import LEASE, LEASE_KEY, TABLES
-from kvserver.mvcc.layout import HEADER_BYTES, REV
+from kvserver.mvcc.layout import HEADER_BYTES, KEY, REV
 from kvserver.pb.internal_pb2 import LeaseExpiry
 from kvserver.pb.kv_pb2 import KeyValue
 from kvserver.pb.rpc_pb2 import (
@@ -34,6 +34,7 @@ from kvserver.pb.rpc_pb2 import (
     RequestOp,
     TxnRequest,
 )
+from kvserver.storage import LayeredReader, existing_tables, read_only_env
 from kvserver.types import LeaseId
 
 ALL = RangeRequest(key=b"\x00", range_end=b"\x00")
@@ -248,6 +249,17 @@ async def test_store_of_an_older_version_without_these_tables_opens_and_takes_le
         for table in (LEASE, LEASE_KEY):
             txn.drop(env.open_db(TABLES[table], txn=txn), delete=True)
     assert inspect(machine.path).revision == 2
+    with read_only_env(machine.path, tables=len(TABLES)) as env:
+        reader = LayeredReader(env, existing_tables(env, TABLES), ())
+        for table in (LEASE, LEASE_KEY):
+            assert (reader.get(table, b"x"), reader.get_view(table, b"x"), reader.count(table)) == (None, None, 0)
+            assert [list(reader.iterate(table)), list(reader.iterate(table, reverse=True)), list(reader.iterate_views(table))] == [
+                [],
+                [],
+                [],
+            ]
+        assert reader.count(KEY) == 1
+        reader.close()
     machine.open()
     assert machine.store.kinds_version == 1
     machine.apply(grant())
