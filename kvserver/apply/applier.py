@@ -157,11 +157,13 @@ class Applier:
         return answer if isinstance(answer, RequestError) else AlarmResponse(alarms=answer)
 
     def _publish(self, attributes: MemberAttributes) -> PbMessage:
-        """A member tells its name and client URLs; one that is no member (any more) is ignored."""
+        """A member tells its name, its client URLs and what it knows; one that is no member (any more) is ignored."""
         store = self._store
         member_id = NodeId(attributes.member_id)
         member = store.members.get(member_id)
         if member is not None:
-            updated = replace(member, name=attributes.name, client_urls=tuple(attributes.client_urls))
+            updated = replace(
+                member, name=attributes.name, client_urls=tuple(attributes.client_urls), kinds_version=attributes.kinds_version
+            )
             store.set_membership(replace(store.membership, members={**store.members, member_id: updated}))
         return attributes

@@ -153,7 +153,12 @@ def encode_membership(membership: Membership) -> bytes:
     )
     for _, member in sorted(membership.members.items()):
         stored.members.add(
-            id=member.id, name=member.name, peer_urls=member.peer_urls, client_urls=member.client_urls, is_learner=member.is_learner
+            id=member.id,
+            name=member.name,
+            peer_urls=member.peer_urls,
+            client_urls=member.client_urls,
+            is_learner=member.is_learner,
+            kinds_version=member.kinds_version,
         )
     return stored.SerializeToString(deterministic=True)
 
@@ -168,6 +173,7 @@ def decode_membership(data: bytes) -> Membership:
             peer_urls=tuple(member.peer_urls),
             client_urls=tuple(member.client_urls),
             is_learner=member.is_learner,
+            kinds_version=member.kinds_version,
         )
         for member in stored.members
     )

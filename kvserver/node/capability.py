@@ -1,9 +1,10 @@
 """Whether every member understands a command: asked before a kind is proposed that older versions don't know.
 
 Theory of operation: a member that meets an unknown kind in the log must stop, so none may be proposed that some member might not know. A
-member says in its hello what it knows. It is in the way if it says too little; and if nothing was heard of it since this process began,
-though it has run (it has published its name): nobody knows which version it will come back with. One that never ran is nobody's concern.
-Once a kind was applied, the cluster is bound to it, and there is nothing left to ask (`Store.kinds_version`).
+member says what it knows in its hello, and when it publishes itself, which every member's store keeps. Its last hello counts; if none came
+since this process began, what it published does: older versions say nothing there, and drop what others say. A member that has not
+published has not run yet, and is nobody's concern. Once a kind was applied, the cluster is bound to it, and there is nothing left to ask
+(`Store.kinds_version`).
 
 Source: architecture.md (new kinds are proposed only when every member's hello supports them); etcd's cluster version is the same idea.
 """
@@ -52,5 +53,6 @@ class Capability:
         if member.id == self._self_id:
             return True
         version = self._heard(member.id)
-        has_run = bool(member.name or member.client_urls)
-        return not has_run if version is None else version >= needed
+        if version is None:
+            version = member.kinds_version if member.client_urls else needed
+        return version >= needed

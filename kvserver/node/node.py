@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from kvserver.apply import Alarms, ApplyMetDamageError, Membership, Store
-from kvserver.commands import CommandKind
+from kvserver.commands import KINDS_VERSION, CommandKind
 from kvserver.config import ServerConfig
 from kvserver.errors import FatalError, KvError, RequestError
 from kvserver.logs import Logger
@@ -182,7 +182,10 @@ class Node:
     async def wait_published(self) -> None:
         """Return when the cluster has accepted this member's name and client URLs; never while it is halted, as it is about to end."""
         request = internal_pb2.MemberAttributes(
-            member_id=self.member_id, name=self.config.name, client_urls=[str(url) for url in self.config.advertise_client_urls]
+            member_id=self.member_id,
+            name=self.config.name,
+            client_urls=[str(url) for url in self.config.advertise_client_urls],
+            kinds_version=KINDS_VERSION,
         )
         while True:
             if self.halt.is_begun:

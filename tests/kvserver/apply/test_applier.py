@@ -89,14 +89,15 @@ async def test_unknown_command_stops_the_node(machine: Any) -> None:
 
 async def test_publish_sets_name_and_client_urls_and_survives(machine: Any) -> None:
     def publish(member: int, name: str) -> Any:
-        attributes = MemberAttributes(member_id=member, name=name, client_urls=["http://c"])
+        attributes = MemberAttributes(member_id=member, name=name, client_urls=["http://c"], kinds_version=2)
         payload = attributes.SerializeToString()
         return machine.apply_data(commands.encode(CommandKind.MEMBER_PUBLISH, ProposalId(NodeId(1), 1, 1), payload)).result
 
     publish(1, "one")
     publish(99, "stranger")
     await machine.reopen()
-    assert machine.store.members == {1: Member(id=NodeId(1), name="one", peer_urls=("http://127.0.0.1:2380",), client_urls=("http://c",))}
+    urls = {"peer_urls": ("http://127.0.0.1:2380",), "client_urls": ("http://c",)}
+    assert machine.store.members == {1: Member(id=NodeId(1), name="one", kinds_version=2, **urls)}
     assert machine.store.cluster_id == 77
 
 

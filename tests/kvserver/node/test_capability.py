@@ -17,7 +17,7 @@ class Cluster:
     def __init__(self) -> None:
         self.applied = 1
         self.heard: dict[NodeId, int] = {TWO: KINDS_VERSION, THREE: KINDS_VERSION}
-        self.members = {number: Member(id=number, name=f"m{number}") for number in (ONE, TWO, THREE)}
+        self.members = {number: Member(id=number, name=f"m{number}", client_urls=("http://c",)) for number in (ONE, TWO, THREE)}
         self.capability = Capability(self_id=ONE, applied=lambda: self.applied, members=lambda: self.members, heard=self.heard.get)
 
     def takes(self, kind: CommandKind = CommandKind.LEASE_GRANT) -> bool:
@@ -40,12 +40,28 @@ def test_one_older_member_is_enough_to_refuse(kind: CommandKind) -> None:
     Capability.check(cluster.capability, CommandKind.PUT, PutRequest())
 
 
-def test_member_that_has_run_and_was_not_heard_of_is_in_the_way_and_one_that_never_ran_is_not() -> None:
+@pytest.mark.parametrize(("published", "takes"), [(0, False), (1, False), (KINDS_VERSION, True)])
+def test_member_that_was_not_heard_of_is_known_by_what_it_published(published: int, takes: bool) -> None:
     cluster = Cluster()
     del cluster.heard[THREE]
+    cluster.members[THREE] = Member(id=THREE, name="m3", client_urls=("http://c",), kinds_version=published)
+    assert cluster.takes() is takes
+
+
+def test_last_hello_counts_more_than_what_was_published() -> None:
+    cluster = Cluster()
+    cluster.heard[THREE] = 1
+    cluster.members[THREE] = Member(id=THREE, name="m3", client_urls=("http://c",), kinds_version=KINDS_VERSION)
     assert not cluster.takes()
-    cluster.members[THREE] = Member(id=THREE)
+
+
+def test_member_that_never_ran_is_not_asked() -> None:
+    cluster = Cluster()
+    del cluster.heard[THREE]
+    cluster.members[THREE] = Member(id=THREE, name="m3")
     assert cluster.takes()
+    cluster.heard[THREE] = 1  # it runs now, and is about to publish
+    assert not cluster.takes()
 
 
 def test_cluster_that_has_used_leases_is_not_asked_again() -> None:
