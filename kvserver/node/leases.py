@@ -11,7 +11,7 @@ Theory of operation
   renews it hears what became of that.
 
 Bounds: `BATCH` revokes are under way at most, and as many begin within `CHECK_S`: 1,000 a second, as in etcd. An attempt that fails is made
-again after `RETRY_S`.
+again after `RETRY_S`; one that the CORRUPT alarm refused after `REFUSED_S`, as each is an entry. The log hears of failures every `SAY_S`.
 
 Source: etcd's lessor and its server's revokeExpiredLeases. Deviation: leases are not checkpointed; a new leader gives each its whole TTL.
 """
@@ -35,6 +35,8 @@ from kvserver.types import LeaseId, Term
 CHECK_S: Final = 0.25
 BATCH: Final = 250
 RETRY_S: Final = 1.0
+REFUSED_S: Final = 30.0
+SAY_S: Final = 10.0
 SLICE: Final = 1_000
 """Leases that one turn takes up: about 2 ms."""
 
@@ -131,6 +133,7 @@ class LeaseKeeper:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._reign: _Reign | None = None
+        self._said_s = -SAY_S
         self._stopped = False
 
     @property
@@ -260,14 +263,22 @@ class LeaseKeeper:
         try:
             await self._reads.wait_linearizable(self._loop.time() + self._attempt_timeout_s)
         except RequestError as error:
-            self._log.warning("leases are due, but no quorum confirms that this member leads; will retry", reason=str(error))
+            self._say("leases are due, but no quorum confirms that this member leads; will retry", error)
+            await asyncio.sleep(RETRY_S)
             return
         if not self._holds(reign):
             return
         due = reign.lessor.take_due(self._loop.time(), BATCH)
         failures = await self._revoke_all(reign, due)
         if failures:
-            self._log.warning("failed to revoke expired leases; will retry", count=len(failures), reason=str(failures[0]))
+            self._say("failed to revoke expired leases; will retry", failures[0])
+
+    def _say(self, event: str, error: RequestError) -> None:
+        """Log a failure, now and then."""
+        now_s = self._loop.time()
+        if now_s - self._said_s >= SAY_S:
+            self._said_s = now_s
+            self._log.warning(event, reason=str(error))
 
     async def _revoke_all(self, reign: _Reign, leases: Iterable[LeaseId]) -> list[RequestError]:
         failures: list[RequestError] = []
@@ -285,5 +296,5 @@ class LeaseKeeper:
             reign.lessor.forget(lease)  # revoked by a client meanwhile
         except RequestError as error:
             failures.append(error)
-            reign.lessor.put_back(lease, self._loop.time() + RETRY_S)
+            reign.lessor.put_back(lease, self._loop.time() + (REFUSED_S if isinstance(error, CorruptError) else RETRY_S))
         reign.settle(lease)

@@ -12,7 +12,7 @@ import pytest
 from kvserver import commands
 from kvserver.apply import Applier, Store
 from kvserver.commands import CommandKind, ProposalId
-from kvserver.errors import NoLeaderError, NotLeaderError, RequestError, RequestTimeoutError
+from kvserver.errors import CorruptError, NoLeaderError, NotLeaderError, RequestError, RequestTimeoutError
 from kvserver.logs import Logger
 from kvserver.node import leases as leases_module
 from kvserver.node.leases import LeaseKeeper
@@ -321,3 +321,12 @@ async def test_stopped_keeper_revokes_nothing_and_takes_up_no_reign(member: Fake
     keeper.note_leader(leads=True, term=Term(TERM + 1))
     await rounds()
     assert (member.proposed, member.keys) == ([], [b"k"])
+
+
+async def test_revoke_that_the_corrupt_alarm_refused_is_not_repeated_every_moment(member: FakeMember, keeper: LeaseKeeper) -> None:
+    member.failures = [CorruptError() for _ in range(100)]
+    member.grant(1, 0, b"k")
+    keeper.note_leader(leads=True, term=TERM)
+    await member.on_proposed.wait()
+    await rounds(50)
+    assert len(member.proposed) == 1
