@@ -158,7 +158,7 @@ def should_hand_over(space: Space, *, is_leader: bool, now_s: float, last_try_s:
 
 
 def grows(kind: CommandKind, request: PbMessage) -> bool:
-    """Whether the command needs space for good: a put, a transaction with a put in any branch at any depth."""
+    """Whether the command needs space for good: a put, a transaction with a put in any branch at any depth, a lease grant."""
     if kind in (CommandKind.PUT, CommandKind.LEASE_GRANT):
         return True
     return kind is CommandKind.TXN and isinstance(request, TxnRequest) and txn_cost_bytes(request) > 0
