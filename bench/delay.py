@@ -2,9 +2,9 @@
 
 Purpose: a link with latency and without a lower rate, for the relay between members (bench/proxy.py).
 
-Rules: a piece is due `delay_s` after it came, never before the one ahead of it. What is on its way is bounded: `HELD_BYTES` while there is a
-delay, one piece while there is none (so that a throttled connection pushes back as it would without the line); then `put` waits. The end of
-the stream travels like a piece.
+Rules: a piece is due `delay_s` after it came, never before the one ahead of it. What is on its way is bounded: `HELD_BYTES` (and a piece)
+while there is a delay, one piece while there is none (so that a throttled connection pushes back as it would without the line); then `put`
+waits. The end of the stream travels like a piece.
 
 Caveats: timers of asyncio are exact to about a millisecond; a rate beyond `HELD_BYTES` per delay (800 MB/s at 20 ms) is throttled.
 """

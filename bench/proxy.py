@@ -5,9 +5,9 @@ connection; in kvserver every member dials its peers. So a relay stands before *
 member has a part in, whichever side dialled.
 
 Rules: who dialled is found in /proc: the owner of the connecting socket. Orders come on stdin, one JSON object per line: `{"pid": 12,
-"port": 2380, "bytes_per_s": 1000000}` makes the process that listens on that port slow, `{"bytes_per_s": 0}` ends it; `{"delay_s": 0.02}` lets
-everything in every direction of every connection arrive that much later (bench/delay.py). The relay ends when its stdin does, so it can't
-outlive the process that started it. Each direction of each connection has the rate for itself.
+"port": 2380, "bytes_per_s": 1000000}` makes the process that listens on that port slow, `{"bytes_per_s": 0}` ends it; `{"delay_s": 0.02}`
+lets everything in every direction of every connection arrive that much later (bench/delay.py). The relay ends when its stdin does, so it
+can't outlive the process that started it. Each direction of each connection has the rate for itself.
 
 Caveats: Linux only; buffers of the sockets (some MB) come on top of what the rate lets pass.
 """

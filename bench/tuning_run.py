@@ -1,8 +1,8 @@
 """One run of the tuning study: a cluster, a laggard, and how it catches up.
 
-Purpose: `carry_out` makes one `Outcome` from one `Point`. Phases: *preload* (values of 1 MB until the store has its size), *before* (puts at
-a rate), *away* (a follower is killed; puts in a closed loop until the lag is made), *catch-up* (it is started again, and the puts go on at
-the rate until it has applied what the leader had at that moment).
+Purpose: `carry_out` makes one `Outcome` from one `Point`. Phases: *preload* (values of 1 MB until the store has its size), *before* (puts
+at a rate), *away* (a follower is killed; puts in a closed loop until the lag is made), *catch-up* (it is started again, and the puts go on
+at the rate until it has applied what the leader had at that moment).
 
 Rules: the load goes to the leader. Seconds of the catch-up count from the start of the process; `up_s` is when its HTTP port answers
 (Python has started, log and store are open), `caught_up_s` when it has applied the goal (/debug/raft), `ready_s` when its log says that it
@@ -201,6 +201,9 @@ class _Run:
         start_s = self._catch_up(rated, goal)
         time.sleep(min(TAIL_S, self._deadline.left_s()))
         self._measure_memory(away_s, start_s)
+        if outcome.caught_up_s is None or outcome.ready_s is None:
+            waited_s = outcome.phases["catch-up"].seconds
+            raise OutOfTimeError(f"not caught up after {waited_s:.0f} s; {outcome.snapshots_received} snapshots arrived")
         self._check_leader()
 
     # --- phases --------------------------------------------------------------------------------------------------------------------------
@@ -235,32 +238,30 @@ class _Run:
         return LoadProcess(self._leader.endpoint, workload, prefix=f"tuning/{phase}", puts=puts, seconds=seconds)
 
     def _catch_up(self, workload: Workload, goal: int) -> float:
-        """Start the laggard and wait until it has applied `goal`; returns the moment of its start."""
+        """Start the laggard and wait until it has applied `goal`, or the time is over; returns the moment of its start."""
         outcome, follower = self._outcome, self._follower
         counted = metrics(_port(self._leader))
         snapshots = follower.snapshots_received()
+        lives = follower.ready_count()
         load = self._start_load("catch-up", workload)
         try:
             began_s = time.monotonic()
             follower.start()
-            try:
-                self._wait_caught_up(began_s, goal)
-            finally:
-                ended_s = time.monotonic()
-                outcome.phases["catch-up"] = figures(load.end(), began_s, ended_s)
+            self._follow(began_s, goal, lives)
+            ended_s = time.monotonic()
+            outcome.phases["catch-up"] = figures(load.end(), began_s, ended_s)
         finally:
             load.kill()
         outcome.snapshots_received = follower.snapshots_received() - snapshots
         self._count(counted, metrics(_port(self._leader)))
         return began_s
 
-    def _wait_caught_up(self, began_s: float, goal: int) -> None:
+    def _follow(self, began_s: float, goal: int, lives: int) -> None:
+        """Note when the laggard answers, has applied `goal`, and serves once more; until all are there or the time is over."""
         outcome, follower = self._outcome, self._follower
-        lives = follower.ready_count()
-        while outcome.caught_up_s is None or outcome.ready_s is None:
+        while (outcome.caught_up_s is None or outcome.ready_s is None) and self._deadline.left_s():
             if follower.pid is None:
                 raise RuntimeError(f"{follower.name} ended while it caught up")
-            self._deadline.check(f"{follower.name} to apply index {goal}")
             if outcome.caught_up_s is None and (applied := _applied(follower)) is not None:
                 now_s = time.monotonic() - began_s
                 outcome.up_s = now_s if outcome.up_s is None else outcome.up_s
