@@ -21,6 +21,8 @@ from typing import Final
 MB: Final = 1_000_000
 MIB: Final = 1 << 20
 ENTRY_OVERHEAD_BYTES: Final = 240  # as kvserver counts an entry in its window
+LEAST_WINDOW_ENTRIES: Final = 1  # as kvserver's flags take it
+LEAST_WINDOW_BYTES: Final = 64 << 10
 GRACE_S: Final = 120
 BEFORE_S: Final = 3.0
 SHORT_LAG_BYTES: Final = 40 * MB
@@ -102,8 +104,8 @@ class Point:
             self,
             lag_bytes=round(self.lag_bytes * scale),
             store_bytes=round(self.store_bytes * scale),
-            window_entries=round(self.window_entries * scale),
-            window_bytes=round(self.window_bytes * scale),
+            window_entries=max(LEAST_WINDOW_ENTRIES, round(self.window_entries * scale)),
+            window_bytes=max(LEAST_WINDOW_BYTES, round(self.window_bytes * scale)),
         )
 
 
@@ -119,18 +121,18 @@ def _default() -> list[Point]:
 
 
 def _window_entries() -> list[Point]:
-    """With a byte cap that does not bind."""
+    """With a byte cap that does not bind. The server takes 1 at least: that is the window of 0."""
     return [
         Point(
             factor="window-entries",
-            label=f"{entries:,} entries, lag {_size(lag)}",
+            label=f"{entries:,} {'entries' if entries > 1 else 'entry'}, lag {_size(lag)}",
             way=Way.MEMORY if entries * 10_000 > lag else Way.WAL,
             window_entries=entries,
             window_bytes=256 * MIB,
             lag_bytes=lag,
         )
         for lag in (SHORT_LAG_BYTES, LONG_LAG_BYTES)
-        for entries in (0, 500, 5_000, 50_000)
+        for entries in (LEAST_WINDOW_ENTRIES, 500, 5_000, 50_000)
     ]
 
 

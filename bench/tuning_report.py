@@ -22,10 +22,12 @@ from bench.report import MB, Settings, megabytes, table
 from bench.tuning_plan import FACTORS
 from bench.tuning_run import Outcome
 
+LOADS: Final = ("before", "away", "catch-up")  # a load each; the other phases are parts of the last
 JSON_NAME: Final = "tuning.json"
 HEADER: Final = (
     *("point", "caught up by", "catch-up s", "of it starting", "applying", "WAL read MB", "p50 / p99 before, ms", "p50 / p99 away"),
-    *("p50 / p99 catching up", "puts/s away", "leader: MB before", "peak MB", "follower: peak MB", "window: peak MB", "entries", "note"),
+    *("p50 / p99 catching up", "p99 of it starting / applying", "puts/s away", "leader: MB before", "peak MB"),
+    *("follower: peak MB", "window: peak MB", "entries", "note"),
 )
 INTRODUCTIONS: Final[dict[str, str]] = {
     "default": "The same point several times: what differs here is noise.",
@@ -43,6 +45,11 @@ def _ms(outcome: Outcome, phase: str) -> str:
     return f"{shown(found.p50_ms)} / {shown(found.p99_ms)}" if found and found.puts else "-"
 
 
+def _p99(outcome: Outcome, phase: str) -> str:
+    found = outcome.phases.get(phase)
+    return shown(found.p99_ms if found and found.puts else None)
+
+
 def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
     """Rows of `HEADER`."""
     return [_row(outcome) for outcome in outcomes]
@@ -50,7 +57,7 @@ def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
 
 def _row(outcome: Outcome) -> list[str]:
     point, away = outcome.point, outcome.phases.get("away")
-    refused = sum(phase.failures for phase in outcome.phases.values())
+    refused = sum(outcome.phases[name].failures for name in LOADS if name in outcome.phases)
     notes = [outcome.note] if outcome.note else []
     if outcome.way and outcome.way != point.way.value:
         notes.append(f"meant to be by {point.way.value}")
@@ -66,6 +73,7 @@ def _row(outcome: Outcome) -> list[str]:
         _ms(outcome, "before"),
         _ms(outcome, "away"),
         _ms(outcome, "catch-up"),
+        f"{_p99(outcome, 'starting')} / {_p99(outcome, 'applying')}",
         f"{away.writes_per_s:,.0f}" if away else "-",
         megabytes(outcome.leader_base_bytes),
         megabytes(outcome.leader_peak_bytes),

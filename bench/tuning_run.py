@@ -6,8 +6,9 @@ at the rate until it has applied what the leader had at that moment).
 
 Rules: the load goes to the leader. Seconds of the catch-up count from the start of the process; `up_s` is when its HTTP port answers
 (Python has started, log and store are open), `caught_up_s` when it has applied the goal (/debug/raft), `ready_s` when its log says that it
-serves clients. Memory counts from the begin of *away*, `leader_base_bytes` is what the leader had then: preloading is not part of it. A
-latency belongs to the phase in which its put was answered. A run that did not end by itself has a note that says why.
+serves clients. The phase *catch-up* is also given in its two parts, *starting* and *applying*. Memory counts from the begin of *away*,
+`leader_base_bytes` is what the leader had then: preloading is not part of it. A latency belongs to the phase in which its put was
+answered. A run that did not end by itself has a note that says why.
 """
 
 from __future__ import annotations
@@ -128,6 +129,12 @@ def thinned(samples: Sequence[Sample], from_s: float, step_s: float = 0.5) -> li
     return [(number * step_s, size_bytes) for number, size_bytes in sorted(steps.items())]
 
 
+def note_of(error: Exception) -> str:
+    """What happened, and the last line of the log that the error quotes, if any."""
+    first, *others = str(error).splitlines()
+    return " ".join([first, *others[-1:]])
+
+
 def carry_out(point: Point, base: Path | None, seconds: float, ports: PortAllocator) -> Outcome:
     """One run in a directory of its own; what went wrong stands in the outcome's note."""
     began_s = time.monotonic()
@@ -146,7 +153,7 @@ def carry_out(point: Point, base: Path | None, seconds: float, ports: PortAlloca
                 with Sampler({each.name: _pid_of(each) for each in cluster.members}) as sampler, WindowWatch(_port(leader)) as watch:
                     _Run(point, cluster, leader, sampler, watch, outcome, deadline).carry_out()
             except (OutOfTimeError, RuntimeError) as error:
-                outcome.note = str(error).splitlines()[0]
+                outcome.note = note_of(error)
             else:
                 outcome.is_complete = True
     outcome.took_s = time.monotonic() - began_s
@@ -219,7 +226,6 @@ class _Run:
 
     def _put(self, phase: str, workload: Workload) -> None:
         done = self._load(phase, workload)
-        # the load's last answer is part of it: the span is half-open
         self._outcome.phases[phase] = figures(done, done.began_s, done.ended_s)
 
     def _load(self, phase: str, workload: Workload) -> LoadResult:
@@ -249,9 +255,13 @@ class _Run:
             follower.start()
             self._follow(began_s, goal, lives)
             ended_s = time.monotonic()
-            outcome.phases["catch-up"] = figures(load.end(), began_s, ended_s)
+            done = load.end()
         finally:
             load.kill()
+        spans = {"catch-up": (began_s, ended_s)}
+        if outcome.up_s is not None:
+            spans |= {"starting": (began_s, began_s + outcome.up_s), "applying": (began_s + outcome.up_s, ended_s)}
+        outcome.phases |= {name: figures(done, *span) for name, span in spans.items()}
         outcome.snapshots_received = follower.snapshots_received() - snapshots
         self._count(counted, metrics(_port(self._leader)))
         return began_s

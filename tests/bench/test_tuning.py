@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 
 from bench import tuning_run
+from bench.members import OutOfTimeError
 from bench.pages import Look, largest
 from bench.report import Settings
 from bench.sampling import Sample
 from bench.tuning import Study, in_plan_order, left_over, main, parse, shown_plan
 from bench.tuning_plan import ENTRY_OVERHEAD_BYTES, FACTORS, MB, MIB, RATES_PER_S, Point, Way, estimate_s, plan
 from bench.tuning_report import HEADER, as_json, markdown, noise, read, rows, write
-from bench.tuning_run import Outcome, PhaseFigures, carry_out, figures, thinned, way_taken
+from bench.tuning_run import Outcome, PhaseFigures, carry_out, figures, note_of, thinned, way_taken
 from bench.workloads import LoadResult
+from kvserver.config.parser import Run
+from kvserver.config.parser import parse as parse_flags
 from kvserver.testing.ports import PortAllocator
 
 DEFAULT = plan(["default"])[0]
@@ -31,11 +34,14 @@ def phase(p99_ms: float = 9.0, puts: int = 100) -> PhaseFigures:
     return PhaseFigures(seconds=2.0, puts=puts, writes_per_s=puts / 2, p50_ms=3.0, p99_ms=p99_ms, longest_ms=20.0, failures=0)
 
 
+PARTS = {"starting": phase(p99_ms=70.0), "applying": phase(p99_ms=30.0)}
+
+
 def outcome(point: Point = DEFAULT, *, caught_up_s: float = 2.5, **values: object) -> Outcome:
     settings: dict[str, object] = {
         "is_complete": True,
         "took_s": 30.0,
-        "phases": {"before": phase(), "away": phase(), "catch-up": phase(p99_ms=50.0)},
+        "phases": {"before": phase(), "away": phase(), "catch-up": phase(p99_ms=50.0), **PARTS},
         "up_s": 1.0,
         "ready_s": 2.6,
         "way": point.way.value,
@@ -59,7 +65,7 @@ def row(each: Outcome) -> dict[str, str]:
 def test_the_plan_has_every_level_of_the_issue_within_its_bounds() -> None:
     points = plan()
     assert {each.window_bytes for each in plan(["window-bytes"])} == {1 * MIB, 8 * MIB, 64 * MIB, 256 * MIB}
-    assert {each.window_entries for each in plan(["window-entries"])} == {0, 500, 5_000, 50_000}
+    assert {each.window_entries for each in plan(["window-entries"])} == {1, 500, 5_000, 50_000}
     assert {each.entry_bytes for each in plan(["entry"])} == {1_000, 10_000, 100_000, MB} == set(RATES_PER_S)
     assert {each.store_bytes for each in plan(["store"])} == {50 * MB, 500 * MB, 2_000 * MB}
     assert {each.delay_s for each in plan(["latency"])} == {0.0, 0.02}
@@ -106,6 +112,16 @@ def test_the_flags_are_those_of_the_point() -> None:
     assert "--log-window-entries=0 --log-window-bytes=5000000 --wal-retain-bytes=7" in shown
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.001])
+def test_the_server_takes_the_flags_of_every_point(scale: float) -> None:
+    for point in plan(scale=scale):
+        invocation = parse_flags(point.flags, {})
+        assert isinstance(invocation, Run)
+        window = invocation.config.log_window
+        assert (window.max_entries, window.max_bytes, window.peer_grace_s) == (point.window_entries, point.window_bytes, 120)
+        assert invocation.config.wal_retain_bytes == point.retain_bytes
+
+
 @pytest.mark.parametrize("arguments", [["--only", "nonsense"], ["--scale", "0"], ["--seconds", "x"], ["--total-seconds", "inf"]])
 def test_a_wrong_option_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -147,6 +163,11 @@ def test_the_last_answer_of_a_whole_load_counts() -> None:
     assert figures(done, done.began_s, done.ended_s).puts == 2
 
 
+def test_a_note_says_what_happened_and_how_the_log_ended() -> None:
+    assert note_of(RuntimeError("m1 ended before it was ready:\nline\nlast line")) == "m1 ended before it was ready: last line"
+    assert note_of(OutOfTimeError("out of time")) == "out of time"
+
+
 def test_a_series_is_thinned_to_the_highest_of_each_step() -> None:
     samples = [Sample(at_s=10 + each / 10, rss_bytes=0, anonymous_bytes=each, file_bytes=0) for each in (-1, 0, 4, 2, 5, 6)]
     assert thinned(samples, 10.0) == [(0.0, 4), (0.5, 6)]
@@ -176,11 +197,14 @@ def test_a_row_tells_the_start_of_the_process_from_what_follows() -> None:
     shown = row(outcome())
     assert (shown["catch-up s"], shown["of it starting"], shown["applying"]) == ("2.50", "1.00", "1.50")
     assert (shown["p50 / p99 before, ms"], shown["p50 / p99 catching up"], shown["puts/s away"]) == ("3.00 / 9.00", "3.00 / 50.0", "50")
+    assert shown["p99 of it starting / applying"] == "70.0 / 30.0"
     assert (shown["leader: MB before"], shown["peak MB"], shown["follower: peak MB"]) == ("40", "90", "110")
     assert (shown["window: peak MB"], shown["entries"], shown["note"]) == ("41", "4,100", "")
 
 
 def test_a_row_says_when_the_laggard_was_helped_otherwise_and_when_the_run_was_cut() -> None:
+    failed = dataclasses.replace(phase(), failures=3)
+    assert row(outcome(phases={"away": failed, "catch-up": failed, "starting": failed}))["note"] == "6 failed puts"
     assert row(outcome(way="WAL"))["note"] == "meant to be by memory"
     lost = row(Outcome(point=DEFAULT, note="out of time while waiting for m1 to be ready"))
     assert (lost["catch-up s"], lost["puts/s away"], lost["p50 / p99 catching up"]) == ("-", "-", "-")
@@ -290,7 +314,8 @@ def test_a_run_goes_through_its_phases_and_tells_the_way(way: Way, tmp_path: Pat
         point = dataclasses.replace(point, window_bytes=64 * MIB)  # a slow machine's start does not outgrow it
     found = carry_out(point, tmp_path, 100.0, PortAllocator())
     assert found.is_complete, found.note
-    assert list(found.phases) == ["before", "away", "catch-up"]
+    assert list(found.phases) == ["before", "away", "catch-up", "starting", "applying"]
+    assert found.phases["catch-up"].puts == found.phases["starting"].puts + found.phases["applying"].puts > 0
     assert way.value in found.way
     assert found.phases["before"].p50_ms >= 40  # there and back
     assert found.phases["away"].puts == point.away_puts <= found.lag_entries
