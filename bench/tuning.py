@@ -2,7 +2,7 @@
 
     python bench/tuning.py                                     # the whole study: 45 minutes at most, 20 GB of free disk
     python bench/tuning.py --resume                            # what an earlier study did not come to, or cut
-    python bench/tuning.py --only way,latency --scale 0.1      # a quick look: a tenth of store, lag and caps
+    python bench/tuning.py --only way,latency --scale 0.1      # a quick look: a tenth of store, lag, caps, rates
     python bench/tuning.py --plan                              # the runs and the estimate, nothing else
 
 The points: bench/tuning_plan.py; one run: bench/tuning_run.py; how to read the figures: docs/tuning.md. What is done so far is written
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=_factors, default=[], help=f"comma-separated factors of: {', '.join(FACTORS)}")
     parser.add_argument("--match", action="append", default=[], metavar="TEXT", help="only runs whose name contains it (may be repeated)")
-    parser.add_argument("--scale", type=_positive, default=1.0, help="share of store, lag and caps, for a quick look")
+    parser.add_argument("--scale", type=_positive, default=1.0, help="share of store, lag, caps and rates, for a quick look")
     parser.add_argument("--seconds", type=_positive, default=240.0, help="bound on one run")
     parser.add_argument("--total-seconds", type=_positive, default=2700.0, help="bound on the study")
     parser.add_argument("--resume", action="store_true", help="keep the complete runs of the JSON in --out, and do the others")

@@ -6,8 +6,7 @@ Rules: a point differs from the default point only in what its label says. The g
 cap counts for a member that is away, after it half the cap, and the time that it takes to make the lag must not decide which (1 KB entries
 take ten times as long as 100 KB ones). Lags are chosen between the caps: 40 MB lies between 8 and 64 MiB and between 500 and 5,000 entries
 of 10 KB, 120 MB between 64 and 256 MiB and between 5,000 and 50,000. `way` is how the laggard has to be helped then; the report says
-when it was helped otherwise. A scale shrinks store, lag and caps alike, so that the ways stay what they are (on a busy machine the puts
-of a slow start may outgrow a small cap).
+when it was helped otherwise. A scale shrinks store, lag, caps and rates alike, so that the ways stay what they are.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ MIB: Final = 1 << 20
 ENTRY_OVERHEAD_BYTES: Final = 240  # as kvserver counts an entry in its window
 LEAST_WINDOW_ENTRIES: Final = 1  # as kvserver's flags take it
 LEAST_WINDOW_BYTES: Final = 64 << 10
+LEAST_RATE_PER_S: Final = 1.0
 GRACE_S: Final = 120
 BEFORE_S: Final = 3.0
 SHORT_LAG_BYTES: Final = 40 * MB
@@ -67,6 +67,7 @@ class Point:
     retain_bytes: int = 256 * MIB
     delay_s: float = 0.0
     is_relayed: bool = False
+    scale: float = 1.0
 
     @property
     def name(self) -> str:
@@ -81,7 +82,7 @@ class Point:
     @property
     def rate_per_s(self) -> float:
         """Puts per second before and during the catch-up."""
-        return RATES_PER_S[self.entry_bytes]
+        return max(LEAST_RATE_PER_S, RATES_PER_S[self.entry_bytes] * self.scale)
 
     @property
     def flags(self) -> list[str]:
@@ -99,9 +100,10 @@ class Point:
         return 5 * self.store_bytes + 12 * self.lag_bytes + 3 * (self.retain_bytes + 64 * MIB)
 
     def scaled(self, scale: float) -> Point:
-        """The same with a smaller store, lag and caps."""
+        """The same with a smaller store, lag, caps and rate."""
         return dataclasses.replace(
             self,
+            scale=self.scale * scale,
             lag_bytes=round(self.lag_bytes * scale),
             store_bytes=round(self.store_bytes * scale),
             window_entries=max(LEAST_WINDOW_ENTRIES, round(self.window_entries * scale)),

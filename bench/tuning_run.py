@@ -193,6 +193,7 @@ class _Run:
     def carry_out(self) -> None:
         point, outcome = self._point, self._outcome
         self._preload()
+        self._wait_level()
         if self._cluster.proxy is not None:
             self._cluster.proxy.delay(point.delay_s)
         time.sleep(min(QUIET_S, self._deadline.left_s()))
@@ -210,7 +211,7 @@ class _Run:
         self._measure_memory(away_s, start_s)
         if outcome.caught_up_s is None or outcome.ready_s is None:
             waited_s = outcome.phases["catch-up"].seconds
-            raise OutOfTimeError(f"not caught up after {waited_s:.0f} s; {outcome.snapshots_received} snapshots arrived")
+            raise OutOfTimeError(f"not caught up and serving after {waited_s:.0f} s; {outcome.snapshots_received} snapshots arrived")
         self._check_leader()
 
     # --- phases --------------------------------------------------------------------------------------------------------------------------
@@ -279,6 +280,14 @@ class _Run:
             if outcome.ready_s is None and follower.ready_count() > lives:
                 outcome.ready_s = time.monotonic() - began_s
             time.sleep(POLL_S)
+
+    def _wait_level(self) -> None:
+        """Every member has applied what the leader has: a follower that was slow while the store was filled is no part of the lag."""
+        goal = self._wait_applied(self._leader)
+        for member in self._cluster.members:
+            while (_applied(member) or 0) < goal:
+                self._deadline.check(f"{member.name} to apply index {goal}")
+                time.sleep(POLL_S)
 
     def _wait_applied(self, member: Member) -> int:
         while (index := _applied(member)) is None:
