@@ -32,14 +32,14 @@ DEFAULT_REPEATS: Final = 3
 RATES_PER_S: Final = {1_000: 200.0, 10_000: 100.0, 100_000: 20.0, MB: 4.0}
 """Puts per second before and during the catch-up, by entry size: well below what a closed loop gets on two cores."""
 
-AWAY_PER_S: Final = {1_000: 900.0, 10_000: 800.0, 100_000: 300.0, MB: 50.0}
+AWAY_PER_S: Final = {1_000: 600.0, 10_000: 500.0, 100_000: 200.0, MB: 40.0}
 """Puts per second of a closed loop without the laggard, roughly: this and what follows is for the estimate only."""
 
 DELAYED_AWAY_PER_S: Final = 250.0
 PRELOAD_BYTES_PER_S: Final = 40 * MB
 CATCH_UP_BYTES_PER_S: Final = 20 * MB
 COPY_BYTES_PER_S: Final = 100 * MB
-FIXED_S: Final = 16.0
+FIXED_S: Final = 12.0
 """Starting four times, being quiet, ending, removing the files."""
 
 

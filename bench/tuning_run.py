@@ -14,6 +14,7 @@ answered. A run that did not end by itself has a note that says why.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import tempfile
 import time
@@ -31,8 +32,7 @@ from kvserver.testing.ports import PortAllocator
 
 NODES: Final = 3
 PRELOAD_CLIENTS: Final = 8
-AWAY_CLIENTS: Final = 16
-RATE_CLIENTS: Final = 32
+CLIENTS: Final = 32
 QUIET_S: Final = 3.0  # after the preload: the heap gives back what that took
 TAIL_S: Final = 1.0  # after the catch-up: its last bytes are in the samples
 POLL_S: Final = 0.02
@@ -194,16 +194,17 @@ class _Run:
         point, outcome = self._point, self._outcome
         self._preload()
         self._wait_level()
+        os.sync()  # what filling the store left to write does not disturb what is measured
         if self._cluster.proxy is not None:
             self._cluster.proxy.delay(point.delay_s)
         time.sleep(min(QUIET_S, self._deadline.left_s()))
-        rated = Workload(puts=UNBOUNDED, value_bytes=point.entry_bytes, clients=RATE_CLIENTS, rate_per_s=point.rate_per_s)
+        rated = Workload(puts=UNBOUNDED, value_bytes=point.entry_bytes, clients=CLIENTS, rate_per_s=point.rate_per_s)
         self._put("before", dataclasses.replace(rated, puts=max(1, round(point.rate_per_s * BEFORE_S))))
         before_index = self._wait_applied(self._leader)
         away_s = time.monotonic()
         outcome.leader_base_bytes = self._sampler.series[self._leader.name][-1].anonymous_bytes
         self._follower.kill()
-        self._put("away", Workload(puts=point.away_puts, value_bytes=point.entry_bytes, clients=AWAY_CLIENTS))
+        self._put("away", Workload(puts=point.away_puts, value_bytes=point.entry_bytes, clients=CLIENTS))
         goal = self._wait_applied(self._leader)
         outcome.lag_entries = goal - before_index
         start_s = self._catch_up(rated, goal)
