@@ -116,7 +116,10 @@ class LoadProcess:
             self.kill()
         if self._process.returncode:
             raise RuntimeError(f"the load failed with exit code {self._process.returncode}")
-        return LoadResult(**json.loads(text))
+        try:
+            return LoadResult(**json.loads(text))
+        except ValueError as error:
+            raise RuntimeError(f"the load's result can't be read: {error}") from error
 
     def kill(self) -> None:
         """End it at once and wait for it; nothing when it has ended."""
@@ -201,7 +204,10 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=0.0, help="puts per second of all clients together (default: a closed loop)")
     parser.add_argument("--one-key", action="store_true")
     done = uvloop.run(run_load(parser.parse_args()))
-    print(json.dumps({name: getattr(done, name) for name in LoadResult.__dataclass_fields__}))
+    text = json.dumps({name: getattr(done, name) for name in LoadResult.__dataclass_fields__})
+    # not print: where stdout is unbuffered (PYTHONUNBUFFERED), what does not fit into the pipe at once may be lost
+    with open(sys.stdout.fileno(), "wb", closefd=False) as whole:
+        whole.write(text.encode() + b"\n")
     return 0
 
 

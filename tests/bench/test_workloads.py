@@ -6,11 +6,13 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import pytest
 
-from bench.workloads import run_load
+from bench import workloads
+from bench.workloads import LoadProcess, Workload, run_load
 from kvserver.pb import rpc_pb2
 
 
@@ -75,3 +77,23 @@ async def test_a_load_ends_when_its_seconds_are_over(rate: float) -> None:
         done = await run_load(options(endpoint, puts=1 << 40, seconds=0.3, rate=rate))
     assert 0.3 <= done.ended_s - done.began_s < 20
     assert done.done_s
+
+
+async def test_a_result_larger_than_a_pipe_arrives_whole_though_stdout_is_unbuffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    puts = 3_000  # about 130 KB of figures, twice what a pipe holds
+    async with serving(0.0) as (_, endpoint), asyncio.timeout(100):
+        load = await asyncio.to_thread(
+            LoadProcess, endpoint, Workload(puts=puts, value_bytes=10, clients=8), prefix="p", puts=puts, seconds=90
+        )
+        done = await asyncio.to_thread(load.result)
+    assert len(done.done_s) == len(done.latencies_s) == puts
+
+
+def test_a_result_that_is_cut_is_an_error_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "load.py"
+    script.write_text("""print('begun', flush=True); print('{"began_s": 1.0, "done_s": [1.')""")
+    monkeypatch.setattr(workloads, "__file__", str(script))
+    load = LoadProcess("127.0.0.1:1", Workload(puts=1, value_bytes=1), prefix="p", puts=1, seconds=10)
+    with pytest.raises(RuntimeError, match="can't be read"):
+        load.result()
