@@ -145,7 +145,7 @@ async def run_load(options: argparse.Namespace) -> LoadResult:
         """When the put was due, once it is; None without a rate."""
         if not options.rate:
             return None
-        due_s = began_s + number / options.rate
+        due_s: float = began_s + number / options.rate
         await asyncio.sleep(max(0.0, due_s - time.monotonic()))
         return due_s
 
