@@ -155,15 +155,16 @@ def _window_bytes() -> list[Point]:
 def _by_way(factor: str, label: str, way: Way, **settings: int | float | bool) -> Point:
     """A point whose way is forced: by a window that is smaller than the lag, and by keeping no WAL.
 
-    By the WAL: 5 MB, out of which no healthy member falls. By a snapshot: 32 MiB, below the short lag, as large as that allows: twice as
-    much is held while a snapshot travels, and if more than that is written meanwhile, the laggard needs the next snapshot when it has the
-    first (1 MB/s of puts leave it a minute).
+    By the WAL: 5 MB, out of which no healthy member falls. By a snapshot: a little below the lag: twice as much is
+    held while a snapshot travels, and if more than that is written meanwhile, the laggard needs the next snapshot when it has the first
+    (1 MB/s of puts leave it one minute at the short lag, three at the long one).
     """
     forced: dict[str, int] = {}
     if way is Way.WAL:
         forced["window_bytes"] = 5 * MB
     if way is Way.SNAPSHOT:
-        forced["window_bytes"], forced["retain_bytes"] = 32 * MIB, 0
+        forced["window_bytes"] = (96 if settings.get("lag_bytes") == LONG_LAG_BYTES else 32) * MIB
+        forced["retain_bytes"] = 0
     return Point(factor=factor, label=f"{label}, by {way.value}", way=way, **{**forced, **settings})  # type: ignore[arg-type]
 
 
@@ -173,8 +174,17 @@ def _entries() -> list[Point]:
 
 
 def _stores() -> list[Point]:
+    """At the long lag, so that the copy of the largest store has the time that it takes."""
     sizes = (50 * MB, 500 * MB, 2_000 * MB)
-    return [_by_way("store", f"{_size(size)}", way, store_bytes=size) for way in (Way.MEMORY, Way.SNAPSHOT) for size in sizes]
+    return [
+        _by_way("store", _size(size), way, store_bytes=size, lag_bytes=LONG_LAG_BYTES, **_room_for_both_lags(way))
+        for way in (Way.MEMORY, Way.SNAPSHOT)
+        for size in sizes
+    ]
+
+
+def _room_for_both_lags(way: Way) -> dict[str, int]:
+    return {"window_bytes": 256 * MIB} if way is Way.MEMORY else {}
 
 
 def _latencies() -> list[Point]:
@@ -189,7 +199,7 @@ def _latencies() -> list[Point]:
 def _ways() -> list[Point]:
     """With a byte cap that lets memory serve the long lag, too."""
     return [
-        _by_way("way", f"lag {_size(lag)}", way, lag_bytes=lag, **({"window_bytes": 256 * MIB} if way is Way.MEMORY else {}))
+        _by_way("way", f"lag {_size(lag)}", way, lag_bytes=lag, **_room_for_both_lags(way))
         for lag in (SHORT_LAG_BYTES, LONG_LAG_BYTES)
         for way in (Way.MEMORY, Way.WAL, Way.SNAPSHOT)
     ]

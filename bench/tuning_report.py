@@ -35,7 +35,7 @@ INTRODUCTIONS: Final[dict[str, str]] = {
     "window-bytes": "Caps of the window in bytes, at two lags.",
     "window-entries": "Caps of the window in entries (the byte cap is 256 MiB and does not bind), at two lags.",
     "entry": "The same lag in bytes, in entries of other sizes.",
-    "store": "Stores of other sizes.",
+    "store": "Stores of other sizes, at a lag of 120 MB.",
     "latency": "A delay in each direction between members; all runs go through the relay.",
 }
 

@@ -98,7 +98,7 @@ def test_points_differ_from_the_default_only_in_what_their_factor_says() -> None
         "window-bytes": {"lag_bytes", "window_bytes"},
         "window-entries": {"lag_bytes", "window_bytes", "window_entries"},
         "entry": {"entry_bytes", "window_bytes"},
-        "store": {"store_bytes", "window_bytes", "retain_bytes"},
+        "store": {"store_bytes", "lag_bytes", "window_bytes", "retain_bytes"},
         "latency": {"delay_s", "is_relayed", "window_bytes", "retain_bytes"},
     }
     for point in plan():
