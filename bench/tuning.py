@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", type=_factors, default=[], help=f"comma-separated factors of: {', '.join(FACTORS)}")
     parser.add_argument("--match", action="append", default=[], metavar="TEXT", help="only runs whose name contains it (may be repeated)")
     parser.add_argument("--scale", type=_positive, default=1.0, help="share of store, lag, caps and rates, for a quick look")
-    parser.add_argument("--seconds", type=_positive, default=240.0, help="bound on one run")
+    parser.add_argument("--seconds", type=_positive, default=300.0, help="bound on one run")
     parser.add_argument("--total-seconds", type=_positive, default=2700.0, help="bound on the study")
     parser.add_argument("--resume", action="store_true", help="keep the complete runs of the JSON in --out, and do the others")
     parser.add_argument("--plan", action="store_true", help="print the plan and end")
