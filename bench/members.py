@@ -27,6 +27,7 @@ from typing import Final, Protocol
 import grpc
 
 from bench.proxy import Link, ProxyProcess
+from bench.signals import deferred
 from kvserver.pb import rpc_pb2
 from kvserver.testing.load import KvCalls
 from kvserver.testing.ports import PortAllocator
@@ -140,7 +141,7 @@ class Member:
         """Start the process; it is not ready yet."""
         self.directory.mkdir(parents=True, exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "KVSERVER_"))}
-        with self._log_path.open("ab") as log:
+        with self._log_path.open("ab") as log, deferred():
             self._process = subprocess.Popen(
                 [*self.system.command, *self.flags],
                 stdin=subprocess.DEVNULL,

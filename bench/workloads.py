@@ -32,6 +32,7 @@ import grpc
 import uvloop
 from google.protobuf.message import Message
 
+from bench.signals import deferred
 from kvserver.pb import rpc_pb2
 
 UNBOUNDED: Final = 1 << 40
@@ -93,11 +94,17 @@ class LoadProcess:
         command += ["--one-key"] if workload.is_one_key else []
         command += [f"--rate={workload.rate_per_s}"] if workload.rate_per_s else []
         self._seconds = seconds
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)  # readline() must not take what communicate() reads
-        assert self._process.stdout is not None
-        if self._process.stdout.readline().strip() != b"begun":
+        with deferred():
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, bufsize=0
+            )  # readline() must not take what communicate() reads
+        try:
+            assert self._process.stdout is not None
+            if self._process.stdout.readline().strip() != b"begun":
+                raise RuntimeError("the load did not start")
+        except BaseException:  # SIGTERM, too: nobody else knows the process yet
             self.kill()
-            raise RuntimeError("the load did not start")
+            raise
 
     def end(self) -> LoadResult:
         """Tell the clients to end after the puts that they wait for, and return what happened."""
