@@ -10,8 +10,8 @@ Rules
   and elections go on while a disk is slow, and raft itself bounds what is being applied.
 - A turn runs at once when storage responds and when a proposal meets an idle disk; everything else is gathered by a scheduled one. What
   was applied schedules one, too: whoever waits for the result gets the loop first.
-- After a scheduled turn the window is compacted if anything moved (log-memory.md), and the floor rides to the followers with the next
-  messages.
+- After a scheduled turn the window is weighed and compacted as far as the rule allows (log-memory.md); the floor rides to the followers
+  with the next messages. Whatever the rule depends on schedules a turn: inputs, what becomes safe, and each tick for what depends on time.
 - Ticks missed during a stall collapse into one: a member that slept must not campaign because of its own nap.
 
 Source: architecture.md ("The way of one Put"); etcd-io/raft doc.go.
@@ -115,6 +115,7 @@ class Driver:
         self._leader_floor: Index | None = None
         self._applied_index = raw.applied_index
         self._applied_term = Term(0)
+        self._weighed_index = Index(0)  # what was safe when the window was last weighed
 
     def start(self, append: AppendQueue, apply: ApplyQueue) -> None:
         """Begin to tick, with the two queues that carry out storage work."""
@@ -269,8 +270,10 @@ class Driver:
             self._outbox.send(outgoing, Index(self._window.first_index() - 1))
         if self._in_turn:
             self._schedule_turn()  # applied within a turn: first whoever waits for that gets the loop
-        else:
-            self._run_turn()
+            return
+        self._run_turn()
+        if self._safe_index() > self._weighed_index:
+            self._schedule_turn()  # applied in a slice of its own: the same, and then the window is compacted
 
     def note_applied(self, index: Index, term: Term) -> None:
         """The store holds everything through `index`."""
@@ -416,9 +419,10 @@ class Driver:
         """Compact the window as far as everyone allows (log-memory.md, the rule)."""
         if self._stopped:
             return
+        self._weighed_index = safe_index = self._safe_index()
         decision = self._keeper.decide(
             self._raw,
-            safe_index=self._safe_index(),
+            safe_index=safe_index,
             now_s=self._loop.time(),
             role_since_s=self._role_since_s,
             leader_floor=self._leader_floor,
