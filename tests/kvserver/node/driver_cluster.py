@@ -7,8 +7,8 @@ Rules
 - `VirtualLoop`'s time stands still while anything is ready to run, and jumps to the next timer when nothing is: ten minutes pass in
   milliseconds of the machine's, and never by themselves.
 - A save and a delivery take one turn of the loop. The store commits `COMMIT_S` after an apply, unless it is held back (`holds_commits`).
-- Of everything that happens to a window the member keeps a note: `compactions`, and `decisions`, the turns of the loop in which the rule was
-  asked.
+- Of everything that happens to a window the member keeps a note: `compactions`, and `decisions`, the turns of the loop in which the
+  rule was asked.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from kvserver.node.compaction import Decision, WindowLimits
 from kvserver.node.driver import Driver, DriverHooks
 from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
-from kvserver.node.window_keeper import WindowKeeper
-from raft.confchange import ConfChange, ConfChangeV2
+from raft.confchange import ConfChange
 from raft.confchange_codec import decode_conf_change
 from raft.config import Config
 from raft.messages import Message
@@ -326,6 +325,14 @@ class Cluster:
         await self.settle()
         assert member.driver.is_leader
         return member
+
+    async def wait_until(self, holds: Callable[[], bool], *, step_s: float = LINK_S / 4, timeout_s: float = 60.0) -> None:
+        """Let time pass until `holds`, in steps shorter than a message takes."""
+        loop = virtual_loop()
+        until_s = loop.now_s + timeout_s
+        while not holds():
+            assert loop.now_s < until_s, "it never holds"
+            await asyncio.sleep(step_s)
 
     async def settle(self, seconds: float = 1.0) -> None:
         """Let so many virtual seconds pass; nobody may have failed by then, or asked the rule twice in a turn."""

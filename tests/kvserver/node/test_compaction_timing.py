@@ -88,8 +88,7 @@ async def test_the_window_is_compacted_in_the_turn_in_which_a_peer_has_caught_up
         leader = await behind(cluster, 200)
         applied, before = leader.driver.applied_index, len(leader.compactions)
         cluster.cut.clear()
-        while leader.driver.match_index(THREE) != leader.window.last_index():
-            await asyncio.sleep(LINK_S / 2)
+        await cluster.wait_until(lambda: leader.driver.match_index(THREE) == leader.window.last_index())
         caught_up_s = cluster.arrived[THREE, ONE]
         await cluster.settle()
         assert is_slack(leader), "a match moved: compacted"
@@ -103,8 +102,7 @@ async def test_an_idle_cluster_frees_its_windows_within_a_second_after_the_last_
         leader = await behind(cluster, 200)
         applied = leader.driver.applied_index
         cluster.cut.clear()
-        while leader.driver.match_index(THREE) != leader.window.last_index():
-            await asyncio.sleep(0.01)
+        await cluster.wait_until(lambda: leader.driver.match_index(THREE) == leader.window.last_index())
         await cluster.settle(1.0)
         held = {member.id: member.window.entry_count for member in cluster.members.values()}
         assert max(held.values()) < SLACK_ENTRIES, f"idle windows are freed: {held}"
@@ -163,8 +161,7 @@ async def pinned(cluster: Cluster) -> Member:
     await cluster.settle()
     assert leader.floor > 200, "nothing is held for nobody"
     cluster.cut.clear()
-    while not leader.snapshots:
-        await asyncio.sleep(LINK_S)
+    await cluster.wait_until(lambda: bool(leader.snapshots))
     cluster.cut.add(THREE)
     return leader
 
@@ -201,8 +198,7 @@ async def test_what_was_held_for_a_peer_goes_in_the_turn_in_which_its_removal_is
     async with cluster_of(3) as cluster:
         leader = await behind(cluster, 200)
         leader.driver.propose(Proposal(ConfChange(type=ConfChangeType.REMOVE_NODE, node_id=THREE)))
-        while THREE in leader.conf_state.voters:
-            await asyncio.sleep(LINK_S / 4)
+        await cluster.wait_until(lambda: THREE not in leader.conf_state.voters)
         removed_s = cluster.arrived[TWO, ONE]
         await cluster.settle(0.5)
         assert is_slack(leader), "the configuration changed: compacted"
@@ -343,6 +339,17 @@ async def test_a_burst_is_compacted_at_most_once_for_each_commit_of_the_store() 
         assert leader.driver.applied_index >= 3000
         assert is_slack(leader), "nothing is held for nobody"
         assert len(leader.compactions) <= 1.0 / COMMIT_S + 2, "no busy work: only what became safe can go"
+
+
+@virtual
+async def test_slow_writes_are_compacted_by_the_slack_and_not_one_by_one() -> None:
+    async with cluster_of(1) as cluster:
+        leader = await cluster.lead(1)
+        for _ in range(60):
+            leader.write(5)
+            await cluster.settle(2 * COMMIT_S)
+        assert leader.durable_index > 300
+        assert len(leader.compactions) == 3, "no busy work: less than the slack is left alone"
 
 
 @pytest.mark.parametrize("where", ["compact", "first_index"])
