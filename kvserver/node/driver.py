@@ -38,7 +38,7 @@ from raft.errors import InvalidMessageError, ProposalDroppedError, RaftError, St
 from raft.messages import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, Message, MessageType
 from raft.raw_node import RawNode
 from raft.ready import Ready
-from raft.types import NO_NODE, Index, Term
+from raft.types import NO_NODE, ConfState, Index, Term
 
 SMALL_PROPOSAL_BYTES: Final = 16 << 10
 
@@ -399,8 +399,11 @@ class Driver:
             self._outbox.send(outgoing, Index(self._window.first_index() - 1))
 
     def _want_snapshot(self, message: Message) -> None:
-        """Begin the transfer and pin its position, unless leadership was lost within this very turn."""
-        if not self._raw.is_leader:
+        """Begin the transfer and pin its position, unless leadership was lost within this very turn, or the receiver would refuse it: the
+        store has not committed yet that it is a member. Raft then asks again when the next heartbeat is answered.
+        """
+        assert message.snapshot is not None
+        if not self._raw.is_leader or not _is_member(message.to, message.snapshot.metadata.conf_state):
             self._raw.report_snapshot(message.to, False)
         elif self._hooks.on_snapshot_wanted(message):  # otherwise a stream is under way, whose pin must not move
             self._peers.pin(message.to, self._durability.durable_index)
@@ -443,6 +446,10 @@ class Driver:
                 if index <= applied and not future.done():
                     future.set_result(None)
             self._waiters.applied = [(index, future) for index, future in waiting if index > applied and not future.done()]
+
+
+def _is_member(node: NodeId, conf_state: ConfState) -> bool:
+    return any(node in group for group in (conf_state.voters, conf_state.learners, conf_state.voters_outgoing))
 
 
 def _release(futures: list[asyncio.Future[None]]) -> None:

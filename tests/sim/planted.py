@@ -46,6 +46,7 @@ class Planted:
     promises: tuple[str, ...]
     within_seeds: int
     is_slow: bool = False
+    nodes: int = 5
 
 
 SAFETY = ("election safety", "log matching", "leader completeness", "commit rule", "state machine safety", "durability", "WAL rules")

@@ -321,12 +321,14 @@ class Member:
             self._send(outgoing)
 
     def _want_snapshot(self, message: Message) -> None:
-        """As the driver: begin the transfer and pin its position, unless one is under way or leadership was lost within this turn."""
+        """As the driver: begin the transfer and pin its position, unless one is under way, leadership was lost within this turn, or the
+        store has not committed yet that the receiver is a member.
+        """
         raw, to = self.raw, message.to
-        if not raw.is_leader:
+        assert message.snapshot is not None
+        if not raw.is_leader or to not in members_of(message.snapshot.metadata.conf_state):
             raw.report_snapshot(to, False)
             return
-        assert message.snapshot is not None
         matches = {peer: progress.match_index for peer, progress, _ in raw.progress()}
         self._window_checks.check_snapshot(to, message.snapshot.metadata.index, None if self._is_turn_late else matches.get(to))
         if self._outside.snapshot_wanted(self, message):

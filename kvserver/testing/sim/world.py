@@ -105,7 +105,7 @@ class World:
         self.workload = Workload(kernel, plan, self.members, self.checks, self._join, self._count)
         self.faults = Faults(kernel, plan.faults, self.members, self.network, self)
         self._is_healing = False
-        self._healing_snapshots: Counter[tuple[Member, NodeId]] = Counter()
+        self._healing_snapshots: dict[tuple[Member, NodeId], tuple[int, Index]] = {}
         self.trace.emit(str(plan))
         for node in ids:
             self._found(node)
@@ -259,9 +259,13 @@ class World:
         return self.transfers.start(member, message)
 
     def _check_no_loop(self, member: Member, peer: NodeId) -> None:
-        """Once everything is healed next to nothing is written: a few snapshots must be enough."""
-        self._healing_snapshots[member, peer] += 1
-        if self._healing_snapshots[member, peer] > HEAL_SNAPSHOTS:
+        """Once everything is healed a few snapshots must be enough, as long as less than the caps is written from one to the next."""
+        window, limits = member.window, self.plan.limits
+        count, last = self._healing_snapshots.get((member, peer), (0, Index(0)))
+        is_calm = member.raw.last_index - last <= limits.max_entries and window.bytes_after(last) <= limits.max_bytes
+        count = count + 1 if is_calm else 1
+        self._healing_snapshots[member, peer] = count, member.raw.last_index
+        if count > HEAL_SNAPSHOTS:
             raise ViolationError("no loop of snapshots", f"{member.id} sends {peer} more than {HEAL_SNAPSHOTS} after healing")
 
     def leadership_lost(self, member: Member) -> None:

@@ -130,6 +130,7 @@ class _Disk:
             member.window.reset(metadata.index, metadata.term)
             member.applied = list(member.cluster.states[metadata.index])
             member.durable_index = metadata.index
+            member.conf_state = member.durable_conf = metadata.conf_state
             member.driver.note_applied(metadata.index, metadata.term)
         member.window.append(message.entries)
         member.driver.storage_responded(message.responses)
@@ -141,7 +142,7 @@ class Member:
     def __init__(self, cluster: Cluster, member_id: NodeId, limits: WindowLimits) -> None:
         self.cluster = cluster
         self.id = member_id
-        self.conf_state = cluster.founding
+        self.conf_state = self.durable_conf = cluster.founding
         self.durable_index = Index(0)
         self.holds_commits = False
         self.commits_at_once = False
@@ -152,7 +153,7 @@ class Member:
         self.fatal: list[Exception] = []
         self.snapshots: list[tuple[NodeId, Message]] = []
         self._commit: asyncio.TimerHandle | None = None
-        self.window = LogWindow(hard_state=HardState(), conf_state=cluster.founding, durable=lambda: (self.durable_index, self.conf_state))
+        self.window = LogWindow(hard_state=HardState(), conf_state=cluster.founding, durable=lambda: (self.durable_index, self.durable_conf))
         self.book = PeerBook()
         config = Config(
             id=member_id,
@@ -232,7 +233,7 @@ class Member:
         self._commit = None
         if self.is_stopped:
             return
-        self.durable_index = self.driver.applied_index
+        self.durable_index, self.durable_conf = self.driver.applied_index, self.conf_state
         self.cluster.states[self.durable_index] = tuple(self.applied)
         self.driver.wake()
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvserver.node import driver
 from kvserver.node.compaction import WindowLimits
 from kvserver.node.log_window import ENTRY_OVERHEAD_BYTES, LogWindow
 from kvserver.node.peers import PeerBook
@@ -19,7 +20,7 @@ from raft.confchange import ConfChange, ConfChangeType
 from raft.types import NodeId
 from tests.kvserver.node.driver_cluster import COMMIT_S, Cluster, Member, Proposal, cluster_of, run
 
-THREE: Final = NodeId(3)
+TWO, THREE = NodeId(2), NodeId(3)
 CAP: Final = 200
 VALUE_BYTES: Final = 1_000
 BY_ENTRIES: Final = WindowLimits(max_entries=CAP, max_bytes=1 << 30)
@@ -76,6 +77,32 @@ def test_beyond_twice_the_cap_memory_is_kept_and_another_snapshot_follows(limits
             assert (cluster.snapshots_wanted, leader.book.pins_expired) == (2, 1), "a pin at twice the caps ends, and is counted"
             await _write_and_deliver(cluster, leader, 0)
             assert cluster[3].applied == leader.applied, "every follower catches up"
+
+    run(scenario)
+
+
+def test_a_new_member_gets_no_snapshot_that_does_not_know_it_yet() -> None:
+    """It would refuse it: the leader waits until its store has committed the change, instead of copying all of it in vain."""
+
+    async def scenario() -> None:
+        async with cluster_of(1) as cluster:
+            leader = await cluster.lead(1)
+            leader.write(300)
+            await cluster.settle()
+            assert leader.floor > 100
+            leader.holds_commits = True
+            leader.driver.propose(Proposal(ConfChange(type=ConfChangeType.ADD_LEARNER_NODE, node_id=TWO)))
+            await cluster.settle()
+            cluster.join(TWO)
+            await cluster.settle(3.0)
+            assert cluster.snapshots_wanted == 0, "a snapshot helps its receiver"
+            assert leader.book.pins == {}
+            leader.commit()
+            await cluster.wait_until(lambda: bool(leader.snapshots), timeout_s=0.5)
+            leader.deliver_snapshot()
+            await cluster.settle()
+            assert cluster[2].applied == leader.applied, "every follower catches up"
+            assert cluster.snapshots_wanted == 1, "no loop of snapshots"
 
     run(scenario)
 
@@ -141,6 +168,13 @@ def test_what_is_applied_is_the_same_with_compaction_on_and_off(seed: int, monke
     assert (never, none) == (0, 0), "without compaction nothing is dropped, and nobody needs a snapshot"
     assert made > 0
     assert seed != 0 or snapshots > 0, "the first history is one with snapshots"
+
+
+def test_finds_snapshots_for_members_that_they_do_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: as the driver was."""
+    monkeypatch.setattr(driver, "_is_member", lambda node, conf_state: True)
+    with pytest.raises(AssertionError, match="a snapshot helps its receiver"):
+        test_a_new_member_gets_no_snapshot_that_does_not_know_it_yet()
 
 
 def test_finds_a_loop_of_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:

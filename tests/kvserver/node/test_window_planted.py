@@ -72,6 +72,20 @@ def _ignores_outgoing_voters(patch: Patch) -> None:
     patch.setattr(RawNode, "progress", half)
 
 
+def _removed_peer_counts(patch: Patch) -> None:
+    """As it stood when the peer was last a member."""
+    original = RawNode.progress
+    seen: dict[tuple[Any, Any], Any] = {}
+
+    def remembering(self: Any) -> Any:
+        found = original(self)
+        seen.update({(self._state.tracker, each[0]): each for each in found})
+        return [each for (tracker, _), each in seen.items() if tracker is self._state.tracker]
+
+    patch.setattr(RawNode, "progress", remembering)
+    patch.setattr(PeerBook, "forget", lambda self, peer: self.unpin(peer))
+
+
 def _floor_moves_back(patch: Patch) -> None:
     original = LogWindow.append
 
@@ -186,6 +200,8 @@ PLANTED: Final = (
         (WAITED, ACTIVE, BUDGET),
     ),
     Planted("a silent voter has no budget", lambda patch: patch.setattr(compaction, "DOWN_MEMBER_BUDGET_S", 0.0), (BUDGET,)),
+    Planted("a silent voter's budget never ends", lambda patch: patch.setattr(compaction, "DOWN_MEMBER_BUDGET_S", 1e9), (NOBODY,)),
+    Planted("a removed peer's match counts", _removed_peer_counts, (NOBODY, PINS)),
     Planted("silent learners have a budget", _claiming(lambda claim: replace(claim, is_voter=True)), (NOBODY,)),
     Planted("the slack is ignored", _slack_ignored, ("the slack is left alone",)),
     Planted("nothing is worth dropping", _nothing_is_enough, (NOBODY,)),
