@@ -153,7 +153,9 @@ class Member:
         self.fatal: list[Exception] = []
         self.snapshots: list[tuple[NodeId, Message]] = []
         self._commit: asyncio.TimerHandle | None = None
-        self.window = LogWindow(hard_state=HardState(), conf_state=cluster.founding, durable=lambda: (self.durable_index, self.durable_conf))
+        self.window = LogWindow(
+            hard_state=HardState(), conf_state=cluster.founding, durable=lambda: (self.durable_index, self.durable_conf)
+        )
         self.book = PeerBook()
         config = Config(
             id=member_id,
@@ -227,6 +229,10 @@ class Member:
             self.durable_index = entry.index
         elif self._commit is None and not self.holds_commits:
             self._commit = asyncio.get_running_loop().call_later(COMMIT_S, self.commit)
+
+    def durable(self) -> tuple[Index, ConfState]:
+        """What a snapshot taken now would cover."""
+        return self.durable_index, self.durable_conf
 
     def commit(self) -> None:
         """The store commits what is applied, and says so."""

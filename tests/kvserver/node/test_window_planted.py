@@ -179,7 +179,9 @@ PLANTED: Final = (
         _deciding(lambda claims, situation, limits: (claims, situation, _huge(limits))),
         ("the caps are kept", NOBODY),
     ),
-    Planted("the cap is one too high", _cap_is_one_too_high, (ACTIVE, WAITED, BUDGET, PINS, "a follower", "the slack is left alone")),
+    Planted(
+        "the cap is one too high", _cap_is_one_too_high, (ACTIVE, WAITED, BUDGET, PINS, HOLDS, "a follower", "the slack is left alone")
+    ),
     Planted(
         "a follower drops too early", _deciding(lambda claims, situation, limits: (claims, _early(situation), limits)), ("a follower",)
     ),
