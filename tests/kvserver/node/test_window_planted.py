@@ -23,7 +23,7 @@ from tests.kvserver.node.window_model import LIMITS, BrokenPromiseError, Model, 
 from tests.kvserver.node.window_plants import term_not_kept
 
 Patch = pytest.MonkeyPatch
-SEEDS: Final = 60
+SEEDS: Final = 150
 
 
 @dataclass(frozen=True, slots=True)
