@@ -352,6 +352,19 @@ async def test_slow_writes_are_compacted_by_the_slack_and_not_one_by_one() -> No
         assert len(leader.compactions) == 3, "no busy work: less than the slack is left alone"
 
 
+@virtual
+async def test_beyond_the_caps_even_less_than_the_slack_goes_with_the_next_tick() -> None:
+    async with cluster_of(1, limits=WindowLimits(max_entries=50, max_bytes=1 << 30)) as cluster:
+        leader = await cluster.lead(1)
+        leader.write(40)
+        await cluster.settle()
+        assert leader.floor == 0, "no busy work: less than the slack is left alone"
+        leader.holds_commits = True
+        leader.write(30)
+        await cluster.settle(2 * TICK_S)
+        assert leader.window.entry_count <= 50, "a deadline passed: the caps are kept at every tick"
+
+
 @pytest.mark.parametrize("where", ["compact", "first_index"])
 def test_a_failing_compaction_is_fatal(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether deciding fails or dropping: the member ends, with the error, and does nothing any more."""

@@ -148,6 +148,18 @@ def _follower_waits_for_writes(patch: Patch) -> None:
     _only_when(lambda driver: object() if driver.is_leader else driver._safe_index())(patch)
 
 
+def _settled_for_good(patch: Patch) -> None:
+    """Ticks don't have the window looked at, as long as the store commits nothing."""
+    tick = Driver._tick
+
+    def forgetful(self: Driver) -> None:
+        settled = self._is_settled
+        tick(self)
+        self._is_settled = settled
+
+    patch.setattr(Driver, "_tick", forgetful)
+
+
 def _compaction_failure_swallowed(patch: Patch) -> None:
     original = Driver._compact
 
@@ -286,6 +298,12 @@ PLANTED: Final = (
         lambda patch: patch.setattr(PeerBook, "expire", lambda self, now_s, **_: None),
         timing.test_a_pin_ends_its_time_after_delivery_though_nothing_else_happens,
         "a deadline passed: the pin",
+    ),
+    Planted(
+        "a window that is settled stays so",
+        _settled_for_good,
+        timing.test_beyond_the_caps_even_less_than_the_slack_goes_with_the_next_tick,
+        "a deadline passed: the caps",
     ),
     Planted(
         "pins outlive leadership", _leader_change(_keeps_pins), timing.test_what_a_pin_held_goes_when_leadership_is_lost, "the role changed"
