@@ -46,7 +46,8 @@ async def serving(stall_s: float) -> AsyncIterator[tuple[Server, str]]:
 
 
 def options(endpoint: str, **values: object) -> argparse.Namespace:
-    settings = {"prefix": "p", "puts": 40, "seconds": 30.0, "value_bytes": 100, "clients": 4, "rate": 0.0, "one_key": False, "key_count": 1000}
+    settings = {"prefix": "p", "puts": 40, "seconds": 30.0, "value_bytes": 100, "clients": 4, "rate": 0.0}
+    settings |= {"one_key": False, "key_count": 1000}
     return argparse.Namespace(endpoint=endpoint, **{**settings, **values})
 
 
