@@ -2,13 +2,15 @@
 
 Rules: the table names what is served; every other method of the contract answers `UnimplementedError`, which the binding takes from
 the descriptors, so that a client hears "not implemented" rather than "unknown service". A unary handler takes a request and a `Call` and
-returns the response; the handler of a server stream yields responses.
+returns the response; the handler of a server stream yields responses; that of a stream in both directions
+reads and sends by its call.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from kvserver.api.answers import Answers
@@ -18,18 +20,21 @@ from kvserver.api.guard import Guard
 from kvserver.api.health import HealthService, Probes
 from kvserver.api.kv import KvService
 from kvserver.api.maintenance import MaintenanceService
-from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads, Reconfiguration, StreamCall
+from kvserver.api.protocols import BidiCall, Call, ClusterView, KvReader, Proposals, Reads, Reconfiguration, StreamCall
 from kvserver.api.quota import QuotaGate
 from kvserver.api.snapshot import SnapshotService, SnapshotSource
+from kvserver.api.watch import WatchService
 from kvserver.clock import Clock
+from kvserver.watch import WatchHub
 
-__all__ = ["Api", "MethodName", "StreamHandler", "UnaryHandler", "build_api"]
+__all__ = ["Api", "BidiHandler", "MethodName", "StreamHandler", "UnaryHandler", "build_api"]
 
 MethodName = tuple[str, str]
 """Service and method as the descriptors name them: `("KV", "Put")`."""
 
 UnaryHandler = Callable[[Any, Call], Awaitable[Any]]
 StreamHandler = Callable[[Any, StreamCall], AsyncGenerator[Any, None]]
+BidiHandler = Callable[[BidiCall], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,7 @@ class Api:
     health: HealthService
     probes: Probes
     debug: DebugSource
+    bidi_streams: Mapping[MethodName, BidiHandler] = field(default_factory=dict)
 
 
 def build_api(
@@ -54,10 +60,13 @@ def build_api(
     quota: QuotaGate,
     answers: Answers,
     debug: DebugSource,
+    hub: WatchHub,
     clock: Clock,
+    random: Random,
     max_request_bytes: int,
     max_txn_ops: int,
     request_timeout_s: float,
+    election_timeout_s: float,
 ) -> Api:
     """Make the services from what they need."""
     guard = Guard(view=view, clock=clock, request_timeout_s=request_timeout_s)
@@ -76,6 +85,7 @@ def build_api(
         guard=guard, proposals=proposals, reads=reads, reader=reader, view=view, reconfiguration=reconfiguration
     )
     cluster = ClusterService(guard=guard, reads=reads, view=view, reconfiguration=reconfiguration)
+    watch = WatchService(guard=guard, hub=hub, view=view, election_timeout_s=election_timeout_s, random=random)
     health = HealthService()
     return Api(
         unary={
@@ -100,6 +110,7 @@ def build_api(
             ("Maintenance", "Snapshot"): SnapshotService(guard=guard, source=snapshots).snapshot,
             ("Health", "Watch"): health.watch,
         },
+        bidi_streams={("Watch", "Watch"): watch.watch},
         health=health,
         probes=Probes(guard=guard, reads=reads, reader=reader, view=view),
         debug=debug,

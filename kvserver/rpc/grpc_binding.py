@@ -29,7 +29,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 
-from kvserver.api import Api, StreamHandler, UnaryHandler
+from kvserver.api import Api, BidiHandler, Encodable, StreamHandler, UnaryHandler
 from kvserver.errors import RequestError, UnimplementedError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics, RpcMetrics
@@ -99,6 +99,45 @@ class GrpcStreamCall(GrpcCall):
         """End the stream with this error, although its handler waits for the client."""
         self.cut_off_by = error
         self._task.cancel()
+
+
+class GrpcBidiCall(GrpcCall):
+    """A `BidiCall`. The first request comes through the lane, as every call's does; those behind it when the handler asks for them."""
+
+    __slots__ = ("_binding", "_counted", "_has_begun", "_lane", "_spec")
+
+    def __init__(self, context: _Context, spec: MethodSpec, counted: RpcMetrics, binding: _Binding) -> None:
+        super().__init__(context, b"")
+        self._spec = spec
+        self._counted = counted
+        self._binding = binding
+        self._lane = binding.intake.lane(spec.name)
+        self._has_begun = False
+
+    async def read(self) -> Message | None:
+        """The client's next request; None: it sends no more. Raises `_RefusedError`, and what the lane raises."""
+        if self._has_begun:
+            raw = await self._context.read()
+            if raw is grpc.aio.EOF:
+                return None
+            self._counted.received_bytes += len(raw)
+            return self._binding.decode(self._spec, raw)
+        self._has_begun = True
+        try:
+            raw = await self._lane.receive(self._context)
+        except NoMessageError:
+            return None
+        try:
+            self._counted.received_bytes += len(raw)
+            return self._binding.decode(self._spec, raw)
+        finally:
+            self._lane.gate.give(len(raw))
+
+    async def send(self, response: Encodable) -> None:
+        """Hand a response to the wire; returns when the client's window has taken it."""
+        encoded = response.SerializeToString()
+        self._counted.sent_bytes += len(encoded)
+        await self._context.write(encoded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +211,8 @@ def _handler(spec: MethodSpec, api: Api, counted: RpcMetrics, binding: _Binding)
         case MethodKind.CLIENT_STREAM:
             return grpc.stream_unary_rpc_method_handler(refuse)
         case MethodKind.BIDI_STREAM:
-            return grpc.stream_stream_rpc_method_handler(refuse)
+            bidi = api.bidi_streams.get(spec.name)
+            return grpc.stream_stream_rpc_method_handler(_serve_bidi(spec, bidi, counted, binding) if bidi is not None else refuse)
 
 
 def _serve_unary(
@@ -239,6 +279,26 @@ def _serve_stream(
             outcome = binding.fail(spec, context, error)
         finally:
             lane.gate.give(held_bytes)
+            counted.note_handled(outcome, monotonic() - started_s)
+
+    return serve
+
+
+def _serve_bidi(
+    spec: MethodSpec, handler: BidiHandler, counted: RpcMetrics, binding: _Binding
+) -> Callable[[object, _Context], Awaitable[None]]:
+    async def serve(_: object, context: _Context) -> None:
+        started_s = monotonic()
+        counted.started += 1
+        outcome = _CANCELED
+        try:
+            await handler(GrpcBidiCall(context, spec, counted, binding))
+            outcome = _OK
+        except ExceptionGroup as failures:  # of the handler's own tasks: the first one ends the others
+            outcome = binding.fail(spec, context, failures.exceptions[0])
+        except Exception as error:  # noqa: BLE001 - the edge, as above
+            outcome = binding.fail(spec, context, error)
+        finally:
             counted.note_handled(outcome, monotonic() - started_s)
 
     return serve
