@@ -100,7 +100,7 @@ class Client:
         self.pieces += message.events
         if message.fragment:
             assert self.request.fragment
-            assert message.ByteSize() <= LIMITS.fragment_bytes + 1200
+            assert len(message.events) == 1 or message.ByteSize() <= LIMITS.fragment_bytes + 100
             return
         self.seen += self.pieces
         self.pieces = []

@@ -8,13 +8,12 @@ import pytest
 
 from kvserver.errors import StoppedError
 from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest
+from kvserver.watch import KeyRange, WatchOptions
 from tests.kvserver.watch.conftest import Make, Watching, events_of, revisions_of
 
 
 async def test_ids_are_given_from_0_and_one_that_is_taken_is_refused(watching: Watching) -> None:
     stream = watching.open()
-    from kvserver.watch import KeyRange, WatchOptions
-
     keys = KeyRange(b"a", b"b")
     for watch_id in (0, 1, 7, 7, 0, 0):
         watching.hub.create(stream, WatchOptions(keys=keys, watch_id=watch_id))
@@ -27,8 +26,11 @@ async def test_ids_are_given_from_0_and_one_that_is_taken_is_refused(watching: W
 
 @pytest.mark.parametrize(
     ("lo", "hi", "start", "reason"),
-    [(b"b", b"b", 0, "mvcc: watcher range is empty"), (b"b", b"a", 0, "mvcc: watcher range is empty")]
-    + [(b"a", b"b", -1, "mvcc: watch start revision is negative")],
+    [
+        (b"b", b"b", 0, "mvcc: watcher range is empty"),
+        (b"b", b"a", 0, "mvcc: watcher range is empty"),
+        (b"a", b"b", -1, "mvcc: watch start revision is negative"),
+    ],
 )
 async def test_what_cant_be_watched_is_created_and_canceled(watching: Watching, lo: bytes, hi: bytes, start: int, reason: str) -> None:
     stream = watching.open()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvserver.mvcc import layout
-from kvserver.watch import catch_up, changes, hub, index, stream, watcher
+from kvserver.watch import catch_up, changes, hub, index, stream
 from kvserver.watch.changes import History
 from kvserver.watch.hub import WatchHub
 from kvserver.watch.stream import Notice
@@ -128,15 +128,6 @@ def filters_are_swapped(patch: Patch) -> None:
     patch.setattr(Watcher, "chunks", chunks)
 
 
-def queue_has_no_bound(patch: Patch) -> None:
-    def put(self: Any, notices: Any) -> bool:
-        for notice in notices:
-            self.put(notice)
-        return True
-
-    patch.setattr(stream.WatchStream, "try_put", put)
-
-
 def closed_streams_are_still_counted(patch: Patch) -> None:
     patch.setattr(stream.WatchStream, "_drop", lambda self: self._queue.clear())
 
@@ -165,7 +156,6 @@ PLANTED = [
     previous_pair_of_a_creation,
     order_is_that_of_the_keys,
     filters_are_swapped,
-    queue_has_no_bound,
     closed_streams_are_still_counted,
     created_comes_late,
 ]
@@ -173,7 +163,6 @@ PLANTED = [
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 def test_a_planted_mistake_is_found(plant: Callable[[Patch], None], monkeypatch: Patch) -> None:
-    assert watcher is not None
     plant(monkeypatch)
     for seed in range(SEEDS):
         try:
