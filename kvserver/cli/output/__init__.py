@@ -4,7 +4,7 @@ Rules: a printer is pure, `answer -> bytes`; nothing here writes. What a format 
 unsupported format never hides a mutation that did happen. Formats are imported one at a time, on demand.
 """
 
-from kvserver.cli.output.choose import alarm_printer, change_printer, endpoint_printer, key_value_printer, member_printer
+from kvserver.cli.output.choose import alarm_printer, change_printer, endpoint_printer, key_value_printer, member_printer, watch_printer
 from kvserver.cli.output.types import (
     AlarmPrinter,
     ChangePrinter,
@@ -15,6 +15,7 @@ from kvserver.cli.output.types import (
     KeyValuePrinter,
     MemberPrinter,
     Rendered,
+    WatchPrinter,
 )
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "KeyValuePrinter",
     "MemberPrinter",
     "Rendered",
+    "WatchPrinter",
     "alarm_printer",
     "change_printer",
     "endpoint_printer",
     "key_value_printer",
     "member_printer",
+    "watch_printer",
 ]
