@@ -147,12 +147,19 @@ class WatchHub:
         return stream
 
     def close_stream(self, stream: WatchStream) -> None:
-        """The client is gone, and all it had with it."""
+        """The client is gone, and all it had with it: of ten thousand watchers in slices, which are told nothing any more."""
         stream.close()
-        for watcher in tuple(stream.watchers.values()):
-            self._close(watcher)
-        del self._streams[stream]
         self._wanting_progress.pop(stream, None)
+        self._close_some(stream, list(stream.watchers.values()))
+
+    def _close_some(self, stream: WatchStream, watchers: list[Watcher]) -> None:
+        until_s = perf_counter() + SLICE_S
+        while watchers:
+            self._close(watchers.pop())
+            if watchers and perf_counter() > until_s:
+                asyncio.get_running_loop().call_soon(self._close_some, stream, watchers)
+                return
+        del self._streams[stream]
 
     def create(self, stream: WatchStream, options: WatchOptions) -> None:
         """Make a watcher; the stream says whether it was made, in front of its first event."""

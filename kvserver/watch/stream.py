@@ -14,8 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kvserver.errors import RequestError
 
@@ -31,9 +30,11 @@ CHUNK_OVERHEAD_BYTES: Final = 48
 NO_WATCHER: Final = -1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """One message: a WatchResponse without what the api adds to its header. `events` are chunks (changes.py)."""
+class Notice(NamedTuple):
+    """One message: a WatchResponse without what the api adds to its header. `events` are chunks (changes.py).
+
+    A tuple and not a dataclass because one is made for every watcher of every change.
+    """
 
     watch_id: int
     revision: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from hypothesis import given
@@ -52,9 +52,9 @@ def test_a_lookup_among_many_watchers_is_no_walk_over_them(shape: str) -> None:
         chosen = Random(1).choices(names, k=300)
         best = 9.0
         for _ in range(5):
-            began_s = perf_counter()
+            began_s = thread_time()
             assert all(len(list(found.find(name))) == (1 if shape == "points" else 0) or name for name in chosen)
-            best = min(best, perf_counter() - began_s)
+            best = min(best, thread_time() - began_s)
         return best
 
     assert seconds(20_000) < 30 * seconds(200)
