@@ -44,12 +44,14 @@ _Put: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[Message, rpc_pb2.PutResponse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """`puts` values of `value_bytes`, each under a key of its own or all under one, by `clients` that each wait for their answer."""
+    """`puts` values of `value_bytes`, each under a key of its own, all under one, or in turn under `key_count` keys (0: no such limit), by
+    `clients` that each wait for their answer."""
 
     puts: int
     value_bytes: int
     is_one_key: bool = False
     clients: int = 1
+    key_count: int = 0
 
     def scaled(self, scale: float) -> int:
         """The puts of a quick look: `scale` of them, but not so few that nothing can be seen."""
@@ -86,6 +88,7 @@ class LoadProcess:
         command = [sys.executable, __file__, f"--endpoint={endpoint}", f"--prefix={prefix}", f"--puts={puts}", f"--seconds={seconds:.3f}"]
         command += [f"--value-bytes={workload.value_bytes}", f"--clients={workload.clients}"]
         command += ["--one-key"] if workload.is_one_key else []
+        command += [f"--key-count={workload.key_count}"] if workload.key_count else []
         self._seconds = seconds
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)  # readline() must not take what communicate() reads
         assert self._process.stdout is not None
@@ -134,7 +137,7 @@ async def run_load(options: argparse.Namespace) -> LoadResult:
     async def client(channel: grpc.aio.Channel) -> None:
         put: _Put = channel.unary_unary("/etcdserverpb.KV/Put", rpc_pb2.PutRequest.SerializeToString, rpc_pb2.PutResponse.FromString)
         while not tally.is_over and (number := next(numbers)) < options.puts:
-            key = options.prefix if options.one_key else f"{options.prefix}/{number:09d}"
+            key = options.prefix if options.one_key else f"{options.prefix}/{number % options.key_count:09d}"
             start = dice.randrange(options.value_bytes + 4096)
             request = rpc_pb2.PutRequest(key=key.encode(), value=block[start : start + options.value_bytes])
             while not await _put(put, request, tally):
@@ -178,6 +181,7 @@ def main() -> int:
     parser.add_argument("--value-bytes", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--one-key", action="store_true")
+    parser.add_argument("--key-count", type=int, default=UNBOUNDED, help="so many keys, in turn")
     done = uvloop.run(run_load(parser.parse_args()))
     print(json.dumps({name: getattr(done, name) for name in LoadResult.__dataclass_fields__}))
     return 0

@@ -25,6 +25,8 @@ from kvserver.mvcc.read import Snapshot
 
 _NAME: Final = b"key"
 _MARK: Final = (b"", b"t")
+SLICE_BYTES: Final = 16 << 20
+"""A slice of large values ends here: read from a slow disk it must not outlive its view (5 s)."""
 
 
 class KvHash:
@@ -48,7 +50,7 @@ class KvHash:
         return self._crc
 
     def run_slice(self, state: Snapshot, max_records: int) -> bool:
-        """Hash up to `max_records` changes; True while there are more.
+        """Hash up to `max_records` changes, or `SLICE_BYTES` of them (and one more at most); True while there are more.
 
         Raises:
             CompactedError: the store was compacted since the hash was begun; begin again (at a revision that still exists).
@@ -59,10 +61,12 @@ class KvHash:
         if self._keeps_any is None:
             self._keeps_any = self.compacted_revision <= 0 or next(state.scan(b"", None, self.revision), None) is not None
         end = layout.pack_revision(self.revision + 1, 0)
+        size_bytes = 0
         for done, (revision, record) in enumerate(state.reader.iterate_views(REV, self._cursor, end)):
-            if done == max_records:
+            if done == max_records or size_bytes >= SLICE_BYTES:
                 self._cursor = revision
                 return True
+            size_bytes += len(record)
             header = layout.unpack_header(record)
             if layout.main_of(revision) > self.compacted_revision or self._counts(state, revision, header):
                 name = revision[:8] + b"_" + revision[8:] + _MARK[header.tombstone]

@@ -26,6 +26,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from kvserver.mvcc import keyspace, layout
+from kvserver.mvcc.hashing import SLICE_BYTES
 from kvserver.mvcc.layout import HISTORY, NO_REVISION, REV, Entry, RecordHeader
 from kvserver.mvcc.read import Snapshot
 from kvserver.pb.kv_pb2 import KeyValue
@@ -56,7 +57,7 @@ class CrossCheck:
         self.highest_revision = 0
 
     def run_slice(self, state: Snapshot, max_rows: int) -> bool:
-        """Check up to `max_rows` rows; True while there are more. Raises ViewExpiredError."""
+        """Check up to `max_rows` rows (of changes: `hashing.SLICE_BYTES` of them); True while there are more. Raises ViewExpiredError."""
         if self._pass is None:
             return False
         try:
@@ -82,9 +83,11 @@ class CrossCheck:
     # --- changes -------------------------------------------------------------------------------------------------------------------------
 
     def _changes(self, state: Snapshot, max_rows: int) -> bool:
+        size_bytes = 0
         for done, (revision, record) in enumerate(state.reader.iterate_views(REV, self._cursor)):
-            if done == max_rows:
+            if done == max_rows or size_bytes >= SLICE_BYTES:
                 return False
+            size_bytes += len(record)
             self._cursor = revision + b"\x00"
             self.rows[Pass.CHANGES] += 1
             self._guard(lambda revision=revision, record=record: self._change(state, revision, record))  # type: ignore[misc]

@@ -62,7 +62,8 @@ class _LogPump:
 class NodeProcess:
     """One member: its flags, its directory, and the process while it runs. With `faults` (kvserver.testing.faults) its files may fail.
 
-    `program` is what the interpreter gets in front of the flags: another module or script, which behaves like kvserver.
+    `program` is what the interpreter gets in front of the flags: another module or script, which behaves like kvserver. `launcher` is a
+    command that replaces itself by the one behind it (cgroup.MemoryCgroup).
     """
 
     name: str
@@ -74,6 +75,7 @@ class NodeProcess:
     environment: Mapping[str, str] = field(default_factory=dict)
     faults: Sequence[str] = ()
     program: Sequence[str] = ("-m", "kvserver")
+    launcher: Sequence[str] = ()
     started_s: float = 0.0
     _process: subprocess.Popen[bytes] | None = None
     _log: _LogPump | None = None
@@ -119,7 +121,7 @@ class NodeProcess:
             raise RuntimeError(f"{self.name} is already running")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
-            [sys.executable, *self._arguments()],
+            [*self.launcher, sys.executable, *self._arguments()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

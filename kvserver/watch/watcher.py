@@ -29,7 +29,7 @@ __all__ = ["WATCHER_BYTES", "WatchOptions", "Watcher", "WatcherState"]
 
 WATCHER_BYTES: Final = 900
 """A watcher beside its keys: the object, its options, its places in the index, the stream and the hub (CPython 3.11, measured: 660 to
-760)."""
+900, with short keys)."""
 
 
 class WatcherState(Enum):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +13,14 @@ import pytest
 
 from kvserver.pb import rpc_pb2
 from kvserver.testing.processes import NodeProcess, ProcessCluster
+from tests.process.large_puts import MEGABYTE, OPTIONS, RANGE, count_keys, peak_of, put_all
 
 pytestmark = pytest.mark.process
 
 STALLED_STORE = Path(__file__).with_name("stalled_store.py")
-MEGABYTE = 1_000_000
-PUT, RANGE, TXN = (f"/etcdserverpb.KV/{name}" for name in ("Put", "Range", "Txn"))
+TXN = "/etcdserverpb.KV/Txn"
 GENEROUS_BYTES = 200 * MEGABYTE
 """Measured peaks are about half of this (docs/memory.md); without the bounds they are well above it."""
-OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-
-
-@contextmanager
-def peak_of(node: NodeProcess) -> Iterator[list[int]]:
-    """The largest anonymous memory seen within the block, in bytes."""
-    peak, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            peak[0] = max(peak[0], node.anonymous_bytes())
-
-    watcher = threading.Thread(target=watch, name="watch-memory")
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()
-
-
-async def put_all(endpoint: str, *, clients: int, puts: int) -> list[str]:
-    """Put values of one megabyte, each client over a connection of its own; what was refused."""
-    numbers, failures = iter(range(puts)), []
-
-    async def client() -> None:
-        async with grpc.aio.insecure_channel(endpoint, options=OPTIONS) as channel:
-            call: Any = channel.unary_unary(PUT)
-            for number in numbers:
-                request = rpc_pb2.PutRequest(key=b"key%05d" % number, value=b"%05d" % number + b"v" * (MEGABYTE - 5))
-                try:
-                    await call(request.SerializeToString(), timeout=120)
-                except grpc.aio.AioRpcError as error:
-                    failures.append(f"{number}: {error.details()}")
-
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return failures
-
-
-async def count_keys(endpoint: str) -> int:
-    async with grpc.aio.insecure_channel(endpoint, options=OPTIONS) as channel:
-        call: Any = channel.unary_unary(RANGE)
-        request = rpc_pb2.RangeRequest(key=b"key", range_end=b"kez", count_only=True)
-        return rpc_pb2.RangeResponse.FromString(await call(request.SerializeToString(), timeout=60)).count
 
 
 def test_fifty_clients_that_put_a_megabyte_at_once_are_all_served(make_node: Callable[..., NodeProcess]) -> None:

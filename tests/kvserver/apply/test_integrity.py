@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvserver.mvcc import keyspace, layout
+from kvserver.mvcc import integrity, keyspace, layout
 from kvserver.mvcc.integrity import CrossCheck, Pass, check_numbers
 from kvserver.mvcc.layout import GONE, HISTORY, KEY, REV, pack_revision
 from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest
@@ -31,6 +31,17 @@ def history(machine: Any) -> None:
     machine.apply(PutRequest(key=b"b", value=b"3"))  # 4
     machine.apply(DeleteRangeRequest(key=b"b"))  # 5
     machine.apply(PutRequest(key=b"L" * 900, value=b"4"))  # 6
+
+
+async def test_a_slice_of_changes_ends_with_its_bytes(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        machine.apply(PutRequest(key=b"k%d" % number, value=b"v" * 1000))
+    monkeypatch.setattr(integrity, "SLICE_BYTES", 3500)
+    check, rows = CrossCheck(pytest.fail), []
+    while check.run_slice(machine.store.mvcc.snapshot(), 1_000_000):
+        rows.append(check.rows[Pass.CHANGES])
+    assert rows[:6] == [4, 8, 12, 16, 20, 20]
+    assert check.rows[Pass.CHANGES] == 20
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -14,7 +14,7 @@ import pytest
 
 from kvserver.apply import ApplyMetDamageError, OnlineCheck, Store, answering, inspect, inspection, reading, removal
 from kvserver.errors import CompactedError, CorruptError, DeterministicError, RequestTimeoutError
-from kvserver.mvcc import META, TABLES
+from kvserver.mvcc import META, TABLES, hashing
 from kvserver.mvcc.layout import REV, pack_revision
 from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest
 from kvserver.storage import StorageNoSpaceError, StoreUnreadableError, SwapFailedError, batch, check_structure, files
@@ -207,6 +207,19 @@ async def test_hash_that_a_compaction_overtakes_is_refused(machine: Any, monkeyp
     machine.apply(CompactionRequest(revision=15))
     with pytest.raises(CompactedError):
         await hashing
+
+
+async def test_a_slice_of_a_hash_ends_with_its_bytes_and_the_hash_is_the_same(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice of large values from a slow disk would outlive its view, and the hash would never come."""
+    for number in range(20):
+        machine.apply(PutRequest(key=b"k%d" % number, value=b"v" * 1000))
+    whole = (await machine.store.hash_kv()).hash
+    monkeypatch.setattr(hashing, "SLICE_BYTES", 3500)
+    sliced = hashing.KvHash(machine.store.mvcc.snapshot(), 0)
+    slices = 1
+    while sliced.run_slice(machine.store.mvcc.snapshot(), 1_000_000):
+        slices += 1
+    assert (sliced.value, slices) == (whole, 5)
 
 
 async def test_overwriting_does_not_grow_the_file_without_end(open_machine: OpenMachine) -> None:
