@@ -7,7 +7,7 @@ from kvserver.api.answers import Answers
 from kvserver.api.byte_gate import ByteGate
 from kvserver.api.debug import DebugSource, encode_page
 from kvserver.api.health import Check, HealthReport, HealthService, Probes
-from kvserver.api.protocols import BidiCall, Call, ClusterView, Encodable, KvReader, MemberStatus, Proposals, Reads, Reconfiguration
+from kvserver.api.protocols import Call, ClusterView, KvReader, MemberStatus, Proposals, Reads, Reconfiguration
 from kvserver.api.quota import AlarmRaising, QuotaGate, SpaceUse
 from kvserver.api.services import Api, BidiHandler, MethodName, StreamHandler, UnaryHandler, build_api
 from kvserver.api.snapshot import SavedCopy, SnapshotSource
@@ -16,14 +16,12 @@ __all__ = [
     "AlarmRaising",
     "Answers",
     "Api",
-    "BidiCall",
     "BidiHandler",
     "ByteGate",
     "Call",
     "Check",
     "ClusterView",
     "DebugSource",
-    "Encodable",
     "HealthReport",
     "HealthService",
     "KvReader",

@@ -19,18 +19,7 @@ from kvserver.errors import RequestError
 from kvserver.pb import rpc_pb2
 from kvserver.types import ClusterId, Index, Member, NodeId, Revision, Term
 
-__all__ = [
-    "BidiCall",
-    "Call",
-    "ClusterView",
-    "Encodable",
-    "KvReader",
-    "MemberStatus",
-    "Proposals",
-    "Reads",
-    "Reconfiguration",
-    "StreamCall",
-]
+__all__ = ["Call", "ClusterView", "KvReader", "MemberStatus", "Proposals", "Reads", "Reconfiguration", "StreamCall"]
 
 
 class Call(Protocol):
@@ -68,22 +57,6 @@ class StreamCall(Call, Protocol):
 
     def cut_off(self, error: RequestError) -> None:
         """End the stream with `error` although its handler waits for the client to take a response; the handler is closed."""
-
-
-class Encodable(Protocol):
-    """A response as the wire needs it; every message is one."""
-
-    def SerializeToString(self) -> bytes: ...  # noqa: N802 - as the messages call it
-
-
-class BidiCall(Call, Protocol):
-    """A call in which both sides stream. Reading and sending may go on at the same time, each in one task."""
-
-    async def read(self) -> Message | None:
-        """The client's next request; None: it sends no more. Raises when it is no request that is taken."""
-
-    async def send(self, response: Encodable) -> None:
-        """Hand a response to the wire; returns when the client's window has taken it."""
 
 
 class Proposals(Protocol):

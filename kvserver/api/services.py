@@ -2,13 +2,12 @@
 
 Rules: the table names what is served; every other method of the contract answers `UnimplementedError`, which the binding takes from
 the descriptors, so that a client hears "not implemented" rather than "unknown service". A unary handler takes a request and a `Call` and
-returns the response; the handler of a server stream yields responses; that of a stream in both directions
-reads and sends by its call.
+returns the response; the handler of a server stream yields responses; that of a bidirectional one takes an iterator of requests instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -20,7 +19,7 @@ from kvserver.api.guard import Guard
 from kvserver.api.health import HealthService, Probes
 from kvserver.api.kv import KvService
 from kvserver.api.maintenance import MaintenanceService
-from kvserver.api.protocols import BidiCall, Call, ClusterView, KvReader, Proposals, Reads, Reconfiguration, StreamCall
+from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads, Reconfiguration, StreamCall
 from kvserver.api.quota import QuotaGate
 from kvserver.api.snapshot import SnapshotService, SnapshotSource
 from kvserver.api.watch import WatchService
@@ -34,7 +33,7 @@ MethodName = tuple[str, str]
 
 UnaryHandler = Callable[[Any, Call], Awaitable[Any]]
 StreamHandler = Callable[[Any, StreamCall], AsyncGenerator[Any, None]]
-BidiHandler = Callable[[BidiCall], Awaitable[None]]
+BidiHandler = Callable[[AsyncIterator[Any], StreamCall], AsyncGenerator[Any, None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

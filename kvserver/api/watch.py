@@ -1,7 +1,7 @@
 """Watch: one stream, many watchers.
 
 Rules
-- One task reads the client's requests, another hands it what its stream holds; a request is read only while the stream has room for its
+- One task reads the client's requests, the handler gives what its stream holds; a request is read only while the stream has room for its
   answer. A client that sends no more goes on being told until it leaves.
 - What a request asks for is the hub's business (kvserver.watch); here are the messages, the header and the times.
 - A stream that requires a leader (`hasleader`) ends with `no leader` after `LEADERLESS_TIMEOUTS` election timeouts without one. Any other
@@ -14,11 +14,12 @@ Source: etcd's v3rpc/watch.go for the messages; an empty key stands for the firs
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
 from random import Random
 from typing import Final
 
 from kvserver.api.guard import Guard
-from kvserver.api.protocols import BidiCall, ClusterView
+from kvserver.api.protocols import ClusterView, StreamCall
 from kvserver.errors import NoLeaderError
 from kvserver.pb import rpc_pb2
 from kvserver.watch import KeyRange, Notice, WatchHub, WatchOptions, WatchStream
@@ -73,37 +74,42 @@ class WatchService:
         self._random = random
         self._progress_s = progress_s
 
-    async def watch(self, call: BidiCall) -> None:
+    async def watch(self, requests: AsyncIterator[rpc_pb2.WatchRequest], call: StreamCall) -> AsyncGenerator[EncodedResponse, None]:
         """Serve one stream until the client leaves.
 
         Raises:
             NoLeaderError: as above.
             StoppedError, CorruptError: the member stops, or can't read its history.
+            Exception: what `requests` raises.
         """
         self._guard.admit(call)
         stream = self._hub.open_stream()
+        tasks = self._begin(stream, requests, call)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._take_requests(stream, call), name="watch-requests")
-                group.create_task(self._tick(stream), name="watch-progress")
-                if self._guard.requires_leader(call):
-                    group.create_task(self._wait_leaderless(), name="watch-leader")
-                await self._answer(stream, call)
+            while True:
+                yield self._encode(await stream.wait_next())
+                self._hub.sent(stream)
         finally:
+            for task in tasks:
+                task.cancel()
             self._hub.close_stream(stream)
+            await asyncio.wait(tasks)
 
-    async def _answer(self, stream: WatchStream, call: BidiCall) -> None:
-        while True:
-            await call.send(self._encode(await stream.wait_next()))
-            self._hub.sent(stream)
+    def _begin(self, stream: WatchStream, requests: AsyncIterator[rpc_pb2.WatchRequest], call: StreamCall) -> list[asyncio.Task[None]]:
+        """The tasks beside the handler, which ends them (a TaskGroup must not be left open by a generator)."""
+        loop = asyncio.get_running_loop()
+        tasks = [
+            loop.create_task(self._take_requests(stream, requests), name="watch-requests"),
+            loop.create_task(self._tick(stream), name="watch-progress"),
+        ]
+        if self._guard.requires_leader(call):
+            tasks.append(loop.create_task(self._cut_off_leaderless(call), name="watch-leader"))
+        for task in tasks:
+            task.add_done_callback(lambda ended: _pass_on(ended, stream))
+        return tasks
 
-    async def _take_requests(self, stream: WatchStream, call: BidiCall) -> None:
-        while True:
-            await stream.wait_room()
-            request = await call.read()
-            if request is None:
-                return
-            assert isinstance(request, rpc_pb2.WatchRequest)
+    async def _take_requests(self, stream: WatchStream, requests: AsyncIterator[rpc_pb2.WatchRequest]) -> None:
+        async for request in requests:
             match request.WhichOneof("request_union"):
                 case "create_request":
                     self._hub.create(stream, options_of(request.create_request))
@@ -113,19 +119,20 @@ class WatchService:
                     self._hub.request_progress(stream)
                 case _:
                     pass  # as in etcd: what a newer client may ask for ends no stream
+            await stream.wait_room()
 
     async def _tick(self, stream: WatchStream) -> None:
         while True:
             await asyncio.sleep(self._progress_s * self._random.uniform(0.9, 1.1))
             self._hub.tick_progress(stream)
 
-    async def _wait_leaderless(self) -> None:
-        """Raise NoLeaderError when there was no leader for long enough."""
+    async def _cut_off_leaderless(self, call: StreamCall) -> None:
+        """End the stream when there was no leader for long enough, also while its client takes nothing."""
         leaderless = 0
         while leaderless < LEADERLESS_TIMEOUTS:
             await asyncio.sleep(self._election_timeout_s)
             leaderless = leaderless + 1 if self._view.leader_id == NO_NODE else 0
-        raise NoLeaderError
+        call.cut_off(NoLeaderError())
 
     def _encode(self, notice: Notice) -> EncodedResponse:
         head = rpc_pb2.WatchResponse(
@@ -139,6 +146,12 @@ class WatchService:
         head.header.revision = notice.revision
         self._guard.fill(head.header)
         return EncodedResponse(head, notice.events)
+
+
+def _pass_on(ended: asyncio.Task[None], stream: WatchStream) -> None:
+    """What has ended one of a stream's tasks ends the stream."""
+    if not ended.cancelled() and (error := ended.exception()) is not None:
+        stream.end(error if isinstance(error, Exception) else RuntimeError(str(error)))
 
 
 def options_of(request: rpc_pb2.WatchCreateRequest) -> WatchOptions:

@@ -12,24 +12,26 @@ Rules
 - A status is set, not raised: grpcio's `abort` throws through the handler and logs.
 - Cancellation (the client left, or its deadline passed) cancels the handler's task; it is counted and passed on.
 
-Caveat: grpcio answers messages beyond its own limit itself, with the same code and a text of its own. Its limit is therefore twice ours,
-and those in between get etcd's exact text.
+Caveats: a stream of requests is read when its handler asks, and no room is taken for it (intake.py): it may stay silent for hours, and its
+messages are small; a hostile client can have grpcio receive one largest message on each such stream. grpcio answers messages beyond its
+own limit itself, with the same code and a text of its own. Its limit is therefore twice ours, and those in between get etcd's exact text.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 
 import grpc
+import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 
-from kvserver.api import Api, BidiHandler, Encodable, StreamHandler, UnaryHandler
+from kvserver.api import Api, BidiHandler, StreamHandler, UnaryHandler
 from kvserver.errors import RequestError, UnimplementedError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics, RpcMetrics
@@ -99,45 +101,6 @@ class GrpcStreamCall(GrpcCall):
         """End the stream with this error, although its handler waits for the client."""
         self.cut_off_by = error
         self._task.cancel()
-
-
-class GrpcBidiCall(GrpcCall):
-    """A `BidiCall`. The first request comes through the lane, as every call's does; those behind it when the handler asks for them."""
-
-    __slots__ = ("_binding", "_counted", "_has_begun", "_lane", "_spec")
-
-    def __init__(self, context: _Context, spec: MethodSpec, counted: RpcMetrics, binding: _Binding) -> None:
-        super().__init__(context, b"")
-        self._spec = spec
-        self._counted = counted
-        self._binding = binding
-        self._lane = binding.intake.lane(spec.name)
-        self._has_begun = False
-
-    async def read(self) -> Message | None:
-        """The client's next request; None: it sends no more. Raises `_RefusedError`, and what the lane raises."""
-        if self._has_begun:
-            raw = await self._context.read()
-            if raw is grpc.aio.EOF:
-                return None
-            self._counted.received_bytes += len(raw)
-            return self._binding.decode(self._spec, raw)
-        self._has_begun = True
-        try:
-            raw = await self._lane.receive(self._context)
-        except NoMessageError:
-            return None
-        try:
-            self._counted.received_bytes += len(raw)
-            return self._binding.decode(self._spec, raw)
-        finally:
-            self._lane.gate.give(len(raw))
-
-    async def send(self, response: Encodable) -> None:
-        """Hand a response to the wire; returns when the client's window has taken it."""
-        encoded = response.SerializeToString()
-        self._counted.sent_bytes += len(encoded)
-        await self._context.write(encoded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,17 +254,39 @@ def _serve_bidi(
         started_s = monotonic()
         counted.started += 1
         outcome = _CANCELED
+        task = asyncio.current_task()
+        assert task is not None
+        call = GrpcStreamCall(context, b"", task)
         try:
-            await handler(GrpcBidiCall(context, spec, counted, binding))
-            outcome = _OK
-        except ExceptionGroup as failures:  # of the handler's own tasks: the first one ends the others
-            outcome = binding.fail(spec, context, failures.exceptions[0])
+            async with aclosing(_requests(spec, context, counted, binding)) as requests, aclosing(handler(requests, call)) as responses:
+                async for response in responses:
+                    encoded: bytes = response.SerializeToString()
+                    counted.sent_bytes += len(encoded)
+                    await context.write(encoded)
+            outcome = _OK  # also for a client that left between two messages: grpcio shows it as one that closed its side
+        except asyncio.CancelledError:
+            if call.cut_off_by is None or task.uncancel():
+                raise
+            outcome = binding.fail(spec, context, call.cut_off_by)  # as for a server's stream
         except Exception as error:  # noqa: BLE001 - the edge, as above
             outcome = binding.fail(spec, context, error)
         finally:
             counted.note_handled(outcome, monotonic() - started_s)
 
     return serve
+
+
+async def _requests(spec: MethodSpec, context: _Context, counted: RpcMetrics, binding: _Binding) -> AsyncGenerator[Message, None]:
+    """The messages of a client that sends a stream, until it closes its side. Raises `_RefusedError`."""
+    while True:
+        raw = await context.read()
+        if raw is grpc.aio.EOF:
+            return
+        counted.received_bytes += len(raw)
+        message = binding.decode(spec, raw)
+        del raw
+        yield message
+        del message
 
 
 def _refuse(spec: MethodSpec, counted: RpcMetrics, binding: _Binding) -> Callable[[object, _Context], Awaitable[Any]]:

@@ -16,8 +16,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from kvserver.errors import RequestError
-
 if TYPE_CHECKING:
     from kvserver.watch.watcher import Watcher
 
@@ -71,7 +69,7 @@ class WatchStream:
         self._leaving_bytes = 0
         self._changed: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
-        self._end: RequestError | None = None
+        self._end: Exception | None = None
         self.queued_bytes = 0
         self.is_closed = False
         self.next_id = 0
@@ -114,7 +112,7 @@ class WatchStream:
         self._wake()
 
     async def wait_next(self) -> Notice:
-        """The next message, which counts until `sent`. Raises the RequestError that the stream was ended with."""
+        """The next message, which counts until `sent`. Raises the error that the stream was ended with."""
         while True:
             if self._end is not None:
                 raise self._end
@@ -140,7 +138,7 @@ class WatchStream:
                 self._room = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._room)
 
-    def end(self, error: RequestError) -> None:
+    def end(self, error: Exception) -> None:
         """End the stream with an error, in front of all that waits."""
         if self._end is None:
             self._end = error
