@@ -111,7 +111,7 @@ async def _without_leader(alone: NodeProcess, other: NodeProcess, told: list[int
 
 
 def _started(make_cluster: Callable[..., ProcessCluster]) -> ProcessCluster:
-    cluster = make_cluster()
+    cluster = make_cluster(flags=("--election-timeout=600",))  # several of them are waited for
     cluster.start()
     return cluster
 
