@@ -39,6 +39,11 @@ def _check_range(flag: str, value: int, least: int, most: int) -> None:
         raise ConfigError(f"--{flag}[{value}] must be between {least} and {most}")
 
 
+def check_window_entries(flag: str, max_entries: int) -> None:
+    """Raises ConfigError in the name of `flag`: the limit has several."""
+    _check_range(flag, max_entries, 1, 10**9)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogWindowConfig:
     """The limits of the in-memory raft log: at most `max_entries` and `max_bytes`, for peers in contact within `peer_grace_s`."""
@@ -48,7 +53,7 @@ class LogWindowConfig:
     peer_grace_s: float = 10.0
 
     def __post_init__(self) -> None:
-        _check_range("log-window-entries", self.max_entries, 1, 10**9)
+        check_window_entries("log-window-entries", self.max_entries)
         _check_range("log-window-bytes", self.max_bytes, 64 << 10, 1 << 40)
         if not 0.1 <= self.peer_grace_s <= 3600:
             raise ConfigError(f"--log-peer-grace[{self.peer_grace_s:g}s] must be between 100ms and 1h")

@@ -24,7 +24,7 @@ from typing import Any, Final
 from kvserver.config.budget import derive, other_request_bytes
 from kvserver.config.errors import ConfigError, UsageError, ValueSyntaxError
 from kvserver.config.flags import FLAGS, Flag, Treatment, environment_name, flag_named
-from kvserver.config.model import ETCD_API_VERSION, RECEIVE_HEADROOM_BYTES, LogWindowConfig, ServerConfig
+from kvserver.config.model import ETCD_API_VERSION, RECEIVE_HEADROOM_BYTES, LogWindowConfig, ServerConfig, check_window_entries
 from kvserver.config.urls import ClusterMember, Url
 from kvserver.config.values import ValueKind, read_value
 from kvserver.version import __version__
@@ -206,6 +206,8 @@ def _build(values: dict[str, Any], warnings: list[str]) -> ServerConfig:
     synonyms = [name for name in _ENTRY_CAP_NAMES if name in values]
     if len(synonyms) > 1:
         raise ConfigError(f"--{synonyms[0]} and --{synonyms[1]} set the same limit: give one of them")
+    for synonym in synonyms:
+        check_window_entries(synonym, values[synonym])
     fields: dict[str, Any] = {}
     window: dict[str, Any] = {}
     for name, value in values.items():
