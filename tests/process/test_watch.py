@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -75,8 +76,10 @@ async def test_a_watch_survives_the_loss_of_the_leader_without_gap_or_repetition
     follower, other = (node for node in cluster.nodes if node is not leader)
     async with client_of(follower) as near, client_of(leader, other) as moving, client_of(other, follower, call_timeout_s=1.0) as writer:
         through_follower = asyncio.create_task(collect(near, b"79"))
+        other.send_signal(signal.SIGSTOP)  # so that the leader is the one to be connected to
         resumed = asyncio.create_task(collect(moving, b"79"))
-        await wait_until(lambda: watchers(follower) + watchers(leader) == 2)
+        await wait_until(lambda: watchers(follower) == watchers(leader) == 1)
+        other.send_signal(signal.SIGCONT)
         first = (await writer.put(b"before", b"")).header.revision + 1
         await write_through(writer, range(40))
         leader.kill()

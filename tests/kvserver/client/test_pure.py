@@ -59,7 +59,7 @@ def test_every_extension_of_a_prefix_is_inside(prefix: bytes, more: bytes) -> No
 
 def test_the_method_table_agrees_with_the_service_definitions() -> None:
     table = [value for value in vars(methods).values() if isinstance(value, methods.Method)]
-    assert len(table) == 19
+    assert len(table) == 20
     described_in = {"etcdserverpb": pb.DESCRIPTOR, "kvserver": debug_pb2.DESCRIPTOR}
     for method in table:
         package, _, rest = method.path.removeprefix("/").partition(".")
