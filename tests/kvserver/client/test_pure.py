@@ -73,7 +73,7 @@ def test_the_method_table_agrees_with_the_service_definitions() -> None:
 
 def test_no_method_that_changes_something_passes_for_a_read() -> None:
     reads = {method.path.rpartition("/")[2] for method in vars(methods).values() if isinstance(method, methods.Method) and method.read_only}
-    assert reads == {"Range", "Txn", "MemberList", "Status", "HashKV", "Alarm", "Authenticate", "Memory"}
+    assert reads == {"Range", "Txn", "MemberList", "Status", "HashKV", "Alarm", "Authenticate", "Memory", "Watch"}
     assert not methods.TXN.read_only
 
 
