@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from kvserver.api.answers import Answers
@@ -22,7 +23,9 @@ from kvserver.api.maintenance import MaintenanceService
 from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads, Reconfiguration, StreamCall
 from kvserver.api.quota import QuotaGate
 from kvserver.api.snapshot import SnapshotService, SnapshotSource
+from kvserver.api.watch import WatchService
 from kvserver.clock import Clock
+from kvserver.watch import WatchHub
 
 __all__ = ["Api", "BidiHandler", "MethodName", "StreamHandler", "UnaryHandler", "build_api"]
 
@@ -58,11 +61,14 @@ def build_api(
     quota: QuotaGate,
     answers: Answers,
     debug: DebugSource,
+    hub: WatchHub,
     clock: Clock,
+    random: Random,
     max_request_bytes: int,
     max_txn_ops: int,
     min_lease_ttl_s: int,
     request_timeout_s: float,
+    election_timeout_s: float,
 ) -> Api:
     """Make the services from what they need."""
     guard = Guard(view=view, clock=clock, request_timeout_s=request_timeout_s)
@@ -92,6 +98,7 @@ def build_api(
         answers=answers,
         min_ttl_s=min_lease_ttl_s,
     )
+    watch = WatchService(guard=guard, hub=hub, view=view, election_timeout_s=election_timeout_s, random=random)
     health = HealthService()
     return Api(
         unary={
@@ -120,7 +127,7 @@ def build_api(
             ("Maintenance", "Snapshot"): SnapshotService(guard=guard, source=snapshots).snapshot,
             ("Health", "Watch"): health.watch,
         },
-        bidi_streams={("Lease", "LeaseKeepAlive"): lease.keep_alive},
+        bidi_streams={("Lease", "LeaseKeepAlive"): lease.keep_alive, ("Watch", "Watch"): watch.watch},
         health=health,
         probes=Probes(guard=guard, reads=reads, reader=reader, view=view),
         debug=debug,

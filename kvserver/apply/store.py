@@ -80,6 +80,8 @@ class Store:
         self._kinds_version = 1
         self.on_lease: Callable[[LeaseId, int | None], None] = _ignore_lease
         """Told, within the entry, of every lease that is granted (with its TTL) or ended (None)."""
+        self._told_revision = Revision(0)
+        self._on_revision: Callable[[Revision, int], None] | None = None
         self.mvcc: Mvcc
         self.leases: LeaseTable
         self._load()
@@ -315,8 +317,14 @@ class Store:
             engine.put(META, meta.FORMAT_KEY, meta.encode_format())
             self._initialised = True
         self._index, self._term = index, term
-        engine.put(META, meta.STATE_KEY, meta.encode_state(index, term, self.mvcc.current_revision))
+        mvcc = self.mvcc
+        revision = mvcc.current_revision
+        engine.put(META, meta.STATE_KEY, meta.encode_state(index, term, revision))
         engine.end_entry(index)
+        if revision != self._told_revision:
+            self._told_revision = revision
+            if self._on_revision is not None:
+                self._on_revision(revision, mvcc.last_changes)
 
     def set_conf_state(self, conf_state: ConfState) -> None:
         """Change the configuration within an entry."""
@@ -350,6 +358,10 @@ class Store:
         self._refusal = CorruptError if is_damaged else StoppedError
         self._removal.stop(is_damaged=is_damaged)
         self._engine.poison(cause)
+
+    def on_revision(self, callback: Callable[[Revision, int], None] | None) -> None:
+        """Have `callback` told of each revision that an entry makes, and how many changes it has, when the entry has ended."""
+        self._on_revision = callback
 
     # --- compaction ----------------------------------------------------------------------------------------------------------------------
 
@@ -443,4 +455,5 @@ class Store:
             self.mvcc = Mvcc(self._engine, current_revision=state.revision, on_corrupt=self.report_corrupt, leases=self.leases)
         except DamagedRowError as error:
             raise damaged(self._engine.path, error) from error
+        self._told_revision = state.revision
         self._removal.load(self.mvcc.compactor)

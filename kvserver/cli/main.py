@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "snapshot": LazyCommand(module="kvserver.cli.snapshot", attribute="snapshot", summary="Manages snapshots of a server"),
     "top": LazyCommand(module="kvserver.cli.memory", attribute="top", summary="Shows the members' memory, live"),
     "txn": LazyCommand(module="kvserver.cli.txn", attribute="txn", summary="Processes all the requests in one transaction"),
+    "watch": LazyCommand(module="kvserver.cli.watch", attribute="watch", summary="Watches events stream on keys or prefixes"),
     "version": LazyCommand(module="kvserver.cli.version_command", attribute="version", summary="Prints the version of kvctl"),
 }
 

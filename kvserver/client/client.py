@@ -23,6 +23,7 @@ from kvserver.client.errors import RESOURCE_EXHAUSTED, CallTimeoutError, ClientE
 from kvserver.client.methods import Method, RequestT, ResponseT
 from kvserver.client.policy import backoff_s, changes_nothing, may_retry
 from kvserver.client.pool import EndpointPool
+from kvserver.client.watching import Watch
 from kvserver.pb import debug_pb2
 from kvserver.pb import rpc_pb2 as pb
 
@@ -189,6 +190,13 @@ class Client:
             until_s = loop.time() + answer.TTL
             yield answer
             await asyncio.sleep(answer.TTL / 3)
+
+    def watch(self, request: pb.WatchCreateRequest, *, require_leader: bool = False) -> Watch:
+        """Watch keys, across failures of endpoints (watching.py). `require_leader`: not by a member that knows no leader."""
+        return Watch(self._pool, self._authenticated_now, request, require_leader=require_leader)
+
+    async def _authenticated_now(self, connection: Connection) -> Metadata:
+        return await self._authenticated(connection, _Deadline(self._config.call_timeout_s))
 
     # --- cluster and maintenance ---------------------------------------------------------------------------------------------------------
 

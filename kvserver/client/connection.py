@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Final, TypeAlias, cast
+from typing import Any, Final, Generic, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -123,6 +123,14 @@ class Connection:
         finally:
             call.cancel()
 
+    def duplex(self, method: Method[RequestT, ResponseT], metadata: Metadata = ()) -> Duplex[RequestT, ResponseT]:
+        """Begin a call in which both sides stream. Cancel it when done."""
+        invoke = self._channel.stream_stream(
+            method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
+        )
+        call: grpc.aio.StreamStreamCall[Any, ResponseT] = invoke(metadata=tuple(metadata))
+        return Duplex(call)
+
     def raw_caller(self, path: str) -> RawCall:
         """What sends serialized requests to one unary RPC, once each; for those who count microseconds. The calls raise as `call`."""
         invoke: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
@@ -161,6 +169,36 @@ class Connection:
         if answer is None:
             return "accepts connections but does not answer: it hangs or is overloaded"
         return "is too slow to answer" if answer[3:4] == _SETTINGS else "accepts connections but does not speak gRPC"
+
+
+class Duplex(Generic[RequestT, ResponseT]):
+    """A call in which both sides stream."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[Any, ResponseT]) -> None:
+        self._call = call
+
+    async def write(self, request: RequestT) -> None:
+        """Send one request. Raises `ServerError`."""
+        try:
+            await self._call.write(request)
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from None
+        except asyncio.InvalidStateError:
+            raise ServerError(UNAVAILABLE, "the call has ended") from None
+
+    async def read(self) -> ResponseT:
+        """The next response. Raises `ServerError`, also where the server has ended the stream in peace (UNAVAILABLE)."""
+        try:
+            answer = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from None
+        if answer is grpc.aio.EOF:
+            raise ServerError(UNAVAILABLE, "the server has ended the stream")
+        return cast("ResponseT", answer)
+
+    def cancel(self) -> None:
+        """End the call from this side."""
+        self._call.cancel()
 
 
 def _failure(error: grpc.aio.AioRpcError) -> ServerError | CallTimeoutError:

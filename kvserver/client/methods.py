@@ -20,7 +20,7 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method(Generic[RequestT, ResponseT]):
-    """One RPC: unary, or a stream of responses to one request. `is_exchange`: a stream in both directions; a call is one exchange on it."""
+    """One RPC: unary, a stream of responses to one request, or streams both ways; with `is_exchange` a call is one exchange on those."""
 
     path: str
     request: type[RequestT]
@@ -66,6 +66,7 @@ ALARM: Final = Method(path="/etcdserverpb.Maintenance/Alarm", request=pb.AlarmRe
 ALARM_GET: Final = Method(path=ALARM.path, request=pb.AlarmRequest, response=pb.AlarmResponse, read_only=True)
 SNAPSHOT: Final = Method(path="/etcdserverpb.Maintenance/Snapshot", request=pb.SnapshotRequest, response=pb.SnapshotResponse)
 MEMORY: Final = Method(path="/kvserver.Debug/Memory", request=debug_pb2.MemoryRequest, response=debug_pb2.MemoryResponse, read_only=True)
+WATCH: Final = Method(path="/etcdserverpb.Watch/Watch", request=pb.WatchRequest, response=pb.WatchResponse, read_only=True)
 AUTHENTICATE: Final = Method(
     path="/etcdserverpb.Auth/Authenticate", request=pb.AuthenticateRequest, response=pb.AuthenticateResponse, read_only=True
 )

@@ -91,6 +91,9 @@ class ServerConfig:
     max_inflight_bytes: int = 16 * _MIB
     max_answer_bytes: int = 16 * _MIB
     max_uncommitted_bytes: int = 64 * _MIB
+    watch_stream_bytes: int = _MIB
+    watch_buffer_bytes: int = 16 * _MIB
+    max_watchers: int = 100_000
     peer_queue_bytes: int = 32 * _MIB
     backend_buffer_bytes: int = 8 * _MIB
     memory_budget_bytes: int = 0
@@ -235,6 +238,9 @@ class ServerConfig:
         _check_range("max-inflight-requests", self.max_inflight_requests, 1, 1 << 20)
         _check_range("max-inflight-bytes", self.max_inflight_bytes, self.max_request_bytes + RECEIVE_HEADROOM_BYTES, 1 << 36)
         _check_range("max-answer-bytes", self.max_answer_bytes, _MIB, 1 << 36)
+        _check_range("watch-stream-bytes", self.watch_stream_bytes, 64 << 10, 1 << 30)
+        _check_range("watch-buffer-bytes", self.watch_buffer_bytes, _MIB, 1 << 36)
+        _check_range("max-watchers", self.max_watchers, 1, 10**7)
         _check_range("max-uncommitted-bytes", self.max_uncommitted_bytes, _MIB, 1 << 36)
         _check_range("peer-queue-bytes", self.peer_queue_bytes, _MIB, 1 << 36)
         _check_range("backend-buffer-bytes", self.backend_buffer_bytes, _MIB, 1 << 36)
@@ -253,6 +259,7 @@ def limits_in_force(config: ServerConfig) -> dict[str, int]:
         "max_inflight_bytes": config.max_inflight_bytes,
         "max_answer_bytes": config.max_answer_bytes,
         "max_uncommitted_bytes": config.max_uncommitted_bytes,
+        "watch_buffer_bytes": config.watch_buffer_bytes,
         "backend_buffer_bytes": config.backend_buffer_bytes,
         "peer_queue_bytes": config.peer_queue_bytes,
         "wal_read_cache_bytes": config.wal_read_cache_bytes,

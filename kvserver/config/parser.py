@@ -250,6 +250,7 @@ def _apply_budget(fields: dict[str, Any], window: dict[str, Any]) -> list[str]:
     for field, limit_bytes in (
         ("max_inflight_bytes", budget.inflight_bytes),
         ("max_answer_bytes", budget.answer_bytes),
+        ("watch_buffer_bytes", budget.watch_bytes),
         ("max_uncommitted_bytes", budget.uncommitted_bytes),
         ("backend_buffer_bytes", budget.backend_buffer_bytes),
         ("peer_queue_bytes", budget.peer_queue_bytes),
@@ -262,6 +263,7 @@ def _apply_budget(fields: dict[str, Any], window: dict[str, Any]) -> list[str]:
         inflight_bytes=fields["max_inflight_bytes"],
         other_request_bytes=other_request_bytes(fields["max_inflight_bytes"], request_bytes + RECEIVE_HEADROOM_BYTES),
         answer_bytes=fields["max_answer_bytes"],
+        watch_bytes=fields["watch_buffer_bytes"],
         uncommitted_bytes=fields["max_uncommitted_bytes"],
         backend_buffer_bytes=fields["backend_buffer_bytes"],
         peer_queue_bytes=fields["peer_queue_bytes"],

@@ -120,7 +120,7 @@ def encode_put(
         kv.value = value
         kv.lease = lease
         return _FLAGS[0] + key_id + previous + kv.SerializeToString()
-    parts = [_FLAGS[0], key_id, previous, kv.SerializeToString(), _VALUE_TAG, _varint(len(value)), value]
+    parts = [_FLAGS[0], key_id, previous, kv.SerializeToString(), _VALUE_TAG, varint(len(value)), value]
     if lease:
         parts.append(KeyValue(lease=lease).SerializeToString())
     return b"".join(parts)
@@ -147,7 +147,40 @@ def parse_key_value(record: bytes | memoryview, into: KeyValue) -> None:
     into.MergeFromString(cast("bytes", key_value_of(record)))  # any buffer will do, the stubs say bytes
 
 
-def _varint(number: int) -> bytes:
+def key_of(record: bytes | memoryview) -> bytes:
+    """The key that a record is about, without a copy of its value: a KeyValue begins with its key."""
+    start, end = _key_bounds(record)
+    return bytes(record[start:end])
+
+
+def is_creation(record: bytes | memoryview) -> bool:
+    """Whether the record of a put is the first of its key's life: its create revision, which follows the key, is its mod revision."""
+    _, position = _key_bounds(record)
+    created, position = _read_varint(record, position + 1)
+    modified, _ = _read_varint(record, position + 1)
+    return created == modified
+
+
+def _key_bounds(record: bytes | memoryview) -> tuple[int, int]:
+    """Where the key of a record stands. There is no empty key in a store, so the KeyValue begins with its tag."""
+    length, start = _read_varint(record, HEADER_BYTES + 1)
+    return start, start + length
+
+
+def _read_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
+    """A number as protobuf writes it, and what follows it."""
+    number = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+        shift += 7
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

@@ -56,6 +56,8 @@ class Mvcc:
         self._on_corrupt = on_corrupt
         self._leases = leases
         self.compactor = Compactor(writer)
+        self.last_changes = 0
+        """How many changes the newest revision has, once one was made here."""
 
     @property
     def current_revision(self) -> Revision:
@@ -121,4 +123,6 @@ class Mvcc:
         return WriteTxn(self.snapshot(), self._writer, self._leases)
 
     def _end(self, txn: WriteTxn) -> None:
+        if txn.changes:
+            self.last_changes = txn.changes
         self._revision = txn.revision

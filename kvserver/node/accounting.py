@@ -33,6 +33,7 @@ OWNERS: Final = (
     "reads_waiting",
     "held_appends",
     "leases",
+    "watch",
     "requests",
     "answers",
 )
@@ -53,6 +54,7 @@ def accounted_bytes(node: Node) -> dict[str, int]:
         node.reads.waiting_count * WAITING_READ_BYTES,
         node.inflow.held_bytes,
         node.leases.keeper.known_count * LEASE_BYTES,
+        node.watch.held_bytes,
         _told(node.holders, "requests"),
         _told(node.holders, "answers"),
     )

@@ -51,6 +51,7 @@ from kvserver.snapshot import SnapshotCopies
 from kvserver.storage import EngineConfig
 from kvserver.types import NodeId
 from kvserver.version import __version__
+from kvserver.watch import WatchLimits
 from raft.config import Config
 from raft.errors import RaftError
 from raft.messages import Message
@@ -158,6 +159,16 @@ def engine_config(config: ServerConfig) -> EngineConfig:
         commit_bytes=min(COMMIT_BYTES, config.backend_buffer_bytes // 2),
         max_buffer_bytes=config.backend_buffer_bytes,
         verify_on_open=config.initial_corrupt_check,
+    )
+
+
+def watch_limits(config: ServerConfig) -> WatchLimits:
+    """What watching may hold."""
+    return WatchLimits(
+        stream_bytes=config.watch_stream_bytes,
+        total_bytes=config.watch_buffer_bytes,
+        max_watchers=config.max_watchers,
+        fragment_bytes=config.receive_limit_bytes,
     )
 
 

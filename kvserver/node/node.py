@@ -20,12 +20,12 @@ from typing import Final
 from kvserver.apply import Alarms, ApplyMetDamageError, Membership, Store
 from kvserver.commands import KINDS_VERSION, CommandKind
 from kvserver.config import ServerConfig
-from kvserver.errors import FatalError, KvError, RequestError
+from kvserver.errors import FatalError, KvError, RequestError, StoppedError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node import bootstrap
 from kvserver.node.alarms import AlarmLog, AlarmRaiser
-from kvserver.node.assembly import Ground, assemble, engine_config, watch_space, window_limits
+from kvserver.node.assembly import Ground, assemble, engine_config, watch_limits, watch_space, window_limits
 from kvserver.node.compaction import Decision
 from kvserver.node.corruption import CorruptionDesk
 from kvserver.node.directory import OS_FILES, DataDirectory, open_data_directory
@@ -39,6 +39,7 @@ from kvserver.pb import internal_pb2
 from kvserver.peer import PeerRequestRefusedError
 from kvserver.storage import EngineHooks, StorageNoSpaceError
 from kvserver.types import ClusterId, NodeId, Revision
+from kvserver.watch import WatchHub
 from raft.errors import RaftError
 from raft.messages import Message
 from raft.types import NO_NODE, Index, SnapshotMetadata, Term
@@ -92,6 +93,8 @@ class Node:
         self.inflow = parts.inflow
         self.holders: dict[str, Callable[[], int]] = {}  # what rooms above hold, by owner (accounting.py)
         self.backups = parts.backups
+        self.watch = WatchHub(store, watch_limits(config))
+        store.on_revision(self.watch.note_revision)
         self.alarms = AlarmRaiser(
             member_id=self.member_id,
             proposals=parts.proposals,
@@ -223,6 +226,7 @@ class Node:
         """The first part of an orderly stop: hand leadership over, then answer whoever waits with `server stopped`."""
         if not self._failed.done():
             await self._hand_over.run(since_s=self._loop.time() - self.config.election_timeout_s)
+        self.watch.stop(StoppedError())
         self.alarms.stop()
         self.leases.stop()
         self.proposals.stop()
@@ -337,6 +341,7 @@ class Node:
         """A snapshot is in force."""
         self.driver.note_applied(metadata.index, metadata.term)
         self._alarm_log.note(self.store.alarms)
+        self.watch.note_replaced()
         self.proposals.fail_older_than(Term(self.driver.term + 1))
         self._follow_members()
         self.releaser.consider()
@@ -365,6 +370,7 @@ class Node:
             return
         self._failed.set_result(error)
         self.driver.stop()
+        self.watch.stop(StoppedError())
         self.alarms.stop()
         self.leases.stop()
         self.proposals.stop()

@@ -11,6 +11,7 @@ from kvserver.cli.output.choose import (
     key_value_printer,
     lease_printer,
     member_printer,
+    watch_printer,
 )
 from kvserver.cli.output.types import (
     AlarmPrinter,
@@ -23,6 +24,7 @@ from kvserver.cli.output.types import (
     LeasePrinter,
     MemberPrinter,
     Rendered,
+    WatchPrinter,
 )
 
 __all__ = [
@@ -36,10 +38,12 @@ __all__ = [
     "LeasePrinter",
     "MemberPrinter",
     "Rendered",
+    "WatchPrinter",
     "alarm_printer",
     "change_printer",
     "endpoint_printer",
     "key_value_printer",
     "lease_printer",
     "member_printer",
+    "watch_printer",
 ]

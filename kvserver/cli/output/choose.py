@@ -9,7 +9,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from kvserver.cli.errors import CliError, ExitCode
-from kvserver.cli.output.types import AlarmPrinter, ChangePrinter, EndpointPrinter, KeyValuePrinter, LeasePrinter, MemberPrinter
+from kvserver.cli.output.types import (
+    AlarmPrinter,
+    ChangePrinter,
+    EndpointPrinter,
+    KeyValuePrinter,
+    LeasePrinter,
+    MemberPrinter,
+    WatchPrinter,
+)
 from kvserver.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,6 +66,12 @@ _KEY_VALUE: Final[Mapping[str, Callable[[Settings, bool], KeyValuePrinter]]] = {
     "fields": _fields,
     "protobuf": _protobuf,
 }
+_WATCH: Final[Mapping[str, Callable[[Settings, bool], WatchPrinter]]] = {
+    "simple": _simple,
+    "json": _json,
+    "fields": _fields,
+    "protobuf": _protobuf,
+}
 _MEMBER: Final[Mapping[str, Callable[[Settings, bool], MemberPrinter]]] = {
     "simple": _simple,
     "json": _json,
@@ -89,6 +103,11 @@ _ENDPOINT: Final[Mapping[str, Callable[[Settings, bool], EndpointPrinter]]] = {
 def key_value_printer(settings: Settings, *, values_only: bool = False) -> KeyValuePrinter:
     """For put, get, del and txn."""
     return _choose(_KEY_VALUE, settings, values_only)
+
+
+def watch_printer(settings: Settings) -> WatchPrinter:
+    """For watch."""
+    return _choose(_WATCH, settings)
 
 
 def member_printer(settings: Settings) -> MemberPrinter:

@@ -8,7 +8,7 @@ from kvserver.cli.golang import format_duration, quote, to_bytes
 from kvserver.cli.output.rows import alarm_name, yes_no
 from kvserver.cli.output.types import EndpointHash, EndpointHealth, EndpointStatus, Rendered
 from kvserver.pb import rpc_pb2 as pb
-from kvserver.pb.kv_pb2 import KeyValue
+from kvserver.pb.kv_pb2 import Event, KeyValue
 
 
 class FieldsPrinter:
@@ -32,6 +32,16 @@ class FieldsPrinter:
         """A txn."""
         head = _joined([*_header(answer.header), f'"Succeeded" : {yes_no(answer.succeeded)}'])
         return head + b"".join(self._op(op) for op in answer.responses)
+
+    def watch(self, message: pb.WatchResponse) -> bytes:
+        """The header, then each event with its kind."""
+        lines = list(_header(message.header))
+        for event in message.events:
+            lines.append(f'"Type" : {Event.EventType.Name(event.type)}')
+            if event.HasField("prev_kv"):
+                lines += _pair(event.prev_kv, "Prev")
+            lines += _pair(event.kv)
+        return _joined(lines)
 
     def _op(self, op: pb.ResponseOp) -> bytes:
         match op.WhichOneof("response"):

@@ -41,6 +41,18 @@ class JsonPrinter:
         """A txn."""
         return dump(to_go(answer))
 
+    def watch(self, message: pb.WatchResponse) -> bytes:
+        """etcd's client library has a type of its own for this: its fields have Go's names, and none is left out."""
+        return dump(
+            {
+                "Header": to_go(message.header),
+                "Events": [to_go(event) for event in message.events],
+                "CompactRevision": message.compact_revision,
+                "Canceled": message.canceled,
+                "Created": message.created,
+            }
+        )
+
     def member_list(self, answer: pb.MemberListResponse) -> bytes:
         """All members."""
         return dump(to_go(answer))

@@ -24,6 +24,10 @@ class ProtobufPrinter:
         """A txn."""
         return answer.SerializeToString()
 
+    def watch(self, message: pb.WatchResponse) -> bytes:
+        """One message of a watch."""
+        return message.SerializeToString()
+
     def member_list(self, answer: pb.MemberListResponse) -> bytes:
         """All members."""
         return answer.SerializeToString()

@@ -11,7 +11,7 @@ from kvserver.cli.golang import format_duration, quote, to_bytes
 from kvserver.cli.output import rows
 from kvserver.cli.output.types import EndpointHash, EndpointHealth, EndpointStatus, Rendered
 from kvserver.pb import rpc_pb2 as pb
-from kvserver.pb.kv_pb2 import KeyValue
+from kvserver.pb.kv_pb2 import Event, KeyValue
 
 
 class SimplePrinter:
@@ -37,6 +37,16 @@ class SimplePrinter:
         """SUCCESS or FAILURE, then each answer behind an empty line."""
         verdict = b"SUCCESS\n" if answer.succeeded else b"FAILURE\n"
         return verdict + b"".join(b"\n" + self._op(op) for op in answer.responses)
+
+    def watch(self, message: pb.WatchResponse) -> bytes:
+        """For each event its kind, the pair before it if there is one, and the pair."""
+        parts: list[bytes] = []
+        for event in message.events:
+            parts += (Event.EventType.Name(event.type).encode(), b"\n")
+            if event.HasField("prev_kv"):
+                parts.append(self._pairs([event.prev_kv]))
+            parts.append(self._pairs([event.kv]))
+        return b"".join(parts)
 
     def _op(self, op: pb.ResponseOp) -> bytes:
         match op.WhichOneof("response"):

@@ -63,6 +63,13 @@ class KeyValuePrinter(Protocol):
         """A txn."""
 
 
+class WatchPrinter(Protocol):
+    """Prints what a watch tells."""
+
+    def watch(self, message: pb.WatchResponse) -> bytes:
+        """One message."""
+
+
 class MemberPrinter(Protocol):
     """Prints the list of members."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from kvserver.clock import MonotonicSeconds
 from kvserver.commands import CommandKind
 from kvserver.pb import rpc_pb2
 from kvserver.types import ClusterId, Index, LeaseId, Member, NodeId, Revision, Term
+from kvserver.watch import WatchHub, WatchLimits
 
 REQUEST_TIMEOUT_S = 7.0
 MAX_REQUEST_BYTES = 1000
@@ -172,6 +174,10 @@ class FakeCluster:
         )
 
     @property
+    def current_revision(self) -> Revision:
+        return self.revision
+
+    @property
     def steps(self) -> list[str]:
         """The names of what was asked, in order."""
         return [str(step[0]) for step in self.asked]
@@ -202,10 +208,13 @@ def services() -> Services:
         quota=QuotaGate(quota_bytes=QUOTA_BYTES, space=cluster, alarms=cluster, clock=clock),
         answers=Answers(ByteGate(max_bytes=1 << 20, max_waiting=10)),
         debug=cluster,
+        hub=WatchHub(cluster, WatchLimits()),
         clock=clock,
+        random=Random(1),
         max_request_bytes=MAX_REQUEST_BYTES,
         max_txn_ops=MAX_TXN_OPS,
         min_lease_ttl_s=MIN_LEASE_TTL_S,
         request_timeout_s=REQUEST_TIMEOUT_S,
+        election_timeout_s=1.0,
     )
     return Services(api, cluster, clock)

@@ -54,7 +54,7 @@ def test_the_commands_of_the_contract_are_there() -> None:
         "endpoint": ("status", "health", "hashkv"),
         "snapshot": ("save", "status", "restore"),
     }
-    leaves = {"put", "get", "del", "txn", "compaction", "memory", "move-leader", "top", "version"}
+    leaves = {"put", "get", "del", "txn", "compaction", "memory", "move-leader", "top", "version", "watch"}
     assert set(LEAVES) == leaves | {f"{group} {name}" for group, names in groups.items() for name in names}
 
 

@@ -131,11 +131,14 @@ def test_every_handler_of_the_api_is_in_the_table() -> None:
         quota=nothing,  # type: ignore[arg-type]
         answers=nothing,  # type: ignore[arg-type]
         debug=nothing,  # type: ignore[arg-type]
+        hub=nothing,  # type: ignore[arg-type]
         clock=nothing,  # type: ignore[arg-type]
+        random=nothing,  # type: ignore[arg-type]
         max_request_bytes=1,
         max_txn_ops=1,
         min_lease_ttl_s=2,
         request_timeout_s=1.0,
+        election_timeout_s=1.0,
     )
     kinds = {spec.name: spec.kind for spec in method_table()}
     assert {kinds[name] for name in api.unary} == {MethodKind.UNARY}
