@@ -21,15 +21,25 @@ from typing import NamedTuple, assert_never, cast
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as PbMessage
 
+from kvserver.apply import leases
 from kvserver.apply.alarms import change_alarms, refusal, select
 from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.meta import Membership
 from kvserver.apply.store import Store
-from kvserver.commands import Command, CommandKind, ProposalId, decode
+from kvserver.commands import Command, CommandKind, ProposalId, decode, kinds_version
 from kvserver.errors import AppliedAnswerTooLargeError, CorruptError, DeterministicError, FatalError, RequestError, RequestTimeoutError
 from kvserver.mvcc import Allowance, Writing
-from kvserver.pb.internal_pb2 import MemberAttributes
-from kvserver.pb.rpc_pb2 import AlarmRequest, AlarmResponse, CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest
+from kvserver.pb.internal_pb2 import LeaseExpiry, MemberAttributes
+from kvserver.pb.rpc_pb2 import (
+    AlarmRequest,
+    AlarmResponse,
+    CompactionRequest,
+    DeleteRangeRequest,
+    LeaseGrantRequest,
+    LeaseRevokeRequest,
+    PutRequest,
+    TxnRequest,
+)
 from kvserver.types import ConfState, Index, NodeId, Term
 
 
@@ -115,7 +125,7 @@ class Applier:
         result: PbMessage | RequestError | None
         try:
             if self._running is None:
-                proposal, result = self._begin(index, data)
+                proposal, result = self._begin(index, term, data)
             else:
                 proposal, result = self._running.proposal, self._run_slice(self._running)
         except CorruptError as error:
@@ -131,7 +141,7 @@ class Applier:
         store.end_entry(index, term)
         return AppliedResult(proposal, result)
 
-    def _begin(self, index: Index, data: bytes) -> tuple[ProposalId, PbMessage | RequestError | None]:
+    def _begin(self, index: Index, term: Term, data: bytes) -> tuple[ProposalId, PbMessage | RequestError | None]:
         """Execute a command, or the first slice of it; whose it is, and the result."""
         command = decode(data)
         mvcc = self._store.mvcc
@@ -139,7 +149,7 @@ class Applier:
         mvcc.check_begun(data)
         answer = None if is_resumed else self._answer_room(command.id)
         try:
-            result = self._execute(index, command, data, answer)
+            result = self._execute(index, term, command, data, answer)
             if isinstance(result, Writing):
                 self._running = _Running(result, command.id, answer, is_resumed)
                 return command.id, self._run_slice(self._running)
@@ -170,13 +180,16 @@ class Applier:
             store.set_membership(membership)
         store.end_entry(index, term)
 
-    def _execute(self, index: Index, command: Command, data: bytes, answer: Allowance | None) -> PbMessage | RequestError | Writing:
+    def _execute(
+        self, index: Index, term: Term, command: Command, data: bytes, answer: Allowance | None
+    ) -> PbMessage | RequestError | Writing:
         """Run the command, or begin to. What an alarm refuses is returned, as a CorruptError that is raised means damage met by the command
         itself."""
         store = self._store
         mvcc = store.mvcc
         payload = cast("bytes", command.payload)  # protobuf reads any buffer, its stubs say bytes
         kind = command.kind
+        store.need_kinds(kinds_version(kind))
         try:
             refused = refusal(store.alarms, kind, payload) if store.alarms and not mvcc.is_unfinished else None
             if refused is not None:
@@ -194,6 +207,12 @@ class Applier:
                     return response
                 case CommandKind.MEMBER_PUBLISH:
                     return self._publish(MemberAttributes.FromString(payload))
+                case CommandKind.LEASE_GRANT:
+                    return leases.grant(store, LeaseGrantRequest.FromString(payload))
+                case CommandKind.LEASE_REVOKE:
+                    return leases.revoke(store, LeaseRevokeRequest.FromString(payload).ID, data)
+                case CommandKind.LEASE_EXPIRE:
+                    return leases.expire(store, LeaseExpiry.FromString(payload), term, data)
                 case CommandKind.ALARM:
                     return self._change_alarms(AlarmRequest.FromString(payload))
                 case unknown:
@@ -212,11 +231,13 @@ class Applier:
         return answer if isinstance(answer, RequestError) else AlarmResponse(alarms=answer)
 
     def _publish(self, attributes: MemberAttributes) -> PbMessage:
-        """A member tells its name and client URLs; one that is no member (any more) is ignored."""
+        """A member tells its name, its client URLs and what it knows; one that is no member (any more) is ignored."""
         store = self._store
         member_id = NodeId(attributes.member_id)
         member = store.members.get(member_id)
         if member is not None:
-            updated = replace(member, name=attributes.name, client_urls=tuple(attributes.client_urls))
+            updated = replace(
+                member, name=attributes.name, client_urls=tuple(attributes.client_urls), kinds_version=attributes.kinds_version
+            )
             store.set_membership(replace(store.membership, members={**store.members, member_id: updated}))
         return attributes

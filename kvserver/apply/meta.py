@@ -8,6 +8,7 @@ membership         pb StoredMembership: cluster id, members, removed ids
 alarms             pb AlarmResponse without a header: the alarms that are raised, ascending; absent or empty without any
 compaction         see mvcc.compaction
 unfinished, unfinished_request   see mvcc.unfinished
+kinds              4 bytes big-endian: the lowest commands.KINDS_VERSION that knows every kind applied so far; absent: 1
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ STATE_KEY: Final = b"state"
 CONF_STATE_KEY: Final = b"conf_state"
 MEMBERSHIP_KEY: Final = b"membership"
 ALARMS_KEY: Final = b"alarms"
+KINDS_KEY: Final = b"kinds"
 
 _NO_CLUSTER: Final = ClusterId(0)
 _NO_INDEX: Final = Index(0)
@@ -69,6 +71,7 @@ class Meta:
     membership: Membership = field(default_factory=Membership)
     alarms: Alarms = ()
     is_unfinished: bool = False
+    kinds_version: int = 1
 
 
 def read(reader: MetaReader) -> Meta | None:
@@ -95,6 +98,7 @@ def read(reader: MetaReader) -> Meta | None:
         membership=decode_membership(reader.get(META, MEMBERSHIP_KEY) or b""),
         alarms=decode_alarms(reader.get(META, ALARMS_KEY) or b""),
         is_unfinished=reader.get(META, PROGRESS_KEY) is not None,
+        kinds_version=int.from_bytes(reader.get(META, KINDS_KEY) or b"\x01", "big"),
     )
 
 
@@ -111,6 +115,11 @@ def unsealed_format(stored: bytes | None) -> int | None:
 def encode_format() -> bytes:
     """The value of `format`."""
     return _FORMAT.pack(FORMAT)
+
+
+def encode_kinds_version(version: int) -> bytes:
+    """The value of `kinds`."""
+    return _FORMAT.pack(version)
 
 
 def encode_state(index: int, term: int, revision: int) -> bytes:
@@ -148,7 +157,12 @@ def encode_membership(membership: Membership) -> bytes:
     )
     for _, member in sorted(membership.members.items()):
         stored.members.add(
-            id=member.id, name=member.name, peer_urls=member.peer_urls, client_urls=member.client_urls, is_learner=member.is_learner
+            id=member.id,
+            name=member.name,
+            peer_urls=member.peer_urls,
+            client_urls=member.client_urls,
+            is_learner=member.is_learner,
+            kinds_version=member.kinds_version,
         )
     return stored.SerializeToString(deterministic=True)
 
@@ -163,6 +177,7 @@ def decode_membership(data: bytes) -> Membership:
             peer_urls=tuple(member.peer_urls),
             client_urls=tuple(member.client_urls),
             is_learner=member.is_learner,
+            kinds_version=member.kinds_version,
         )
         for member in stored.members
     )

@@ -13,14 +13,16 @@ as the changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
+
+from google.protobuf.message import Message
 
 from kvserver.mvcc import unfinished
 from kvserver.mvcc.allowance import Allowance
 from kvserver.mvcc.compaction import Compactor
 from kvserver.mvcc.keyspace import Writer
 from kvserver.mvcc.read import Snapshot, execute_range
-from kvserver.mvcc.write import FROM_START, ReadOnly, WriteTxn
+from kvserver.mvcc.write import FROM_START, KeysFrom, Leases, NoLeases, ReadOnly, WriteTxn
 from kvserver.mvcc.writing import Steps, Writing
 from kvserver.pb.rpc_pb2 import (
     CompactionRequest,
@@ -36,16 +38,13 @@ from kvserver.pb.rpc_pb2 import (
     TxnResponse,
 )
 from kvserver.storage import Reader
-from kvserver.types import LeaseId, Revision
+from kvserver.types import Revision
 
 FIRST_REVISION = Revision(1)
 """The revision of an empty store."""
 
 
-def no_leases(lease: LeaseId) -> bool:
-    """The lessor of a store that has none."""
-    del lease
-    return False
+NO_LEASES: Final = NoLeases()
 
 
 class Mvcc:
@@ -57,14 +56,16 @@ class Mvcc:
         *,
         current_revision: Revision,
         on_corrupt: Callable[[str], None],
-        has_lease: Callable[[LeaseId], bool] = no_leases,
+        leases: Leases = NO_LEASES,
     ) -> None:
         self._writer = writer
         self._revision = int(current_revision)
         self._on_corrupt = on_corrupt
-        self._has_lease = has_lease
+        self._leases = leases
         self.compactor = Compactor(writer)
         self._progress = unfinished.read_progress(writer.reader)
+        self.last_changes = 0
+        """How many changes the newest revision has, once one was made here."""
 
     @property
     def is_unfinished(self) -> bool:
@@ -98,7 +99,7 @@ class Mvcc:
     def read_txn(self, request: TxnRequest, state: Snapshot) -> TxnResponse:
         """A transaction that writes nothing, within the allowance of `state` (which may be a view's, in a thread). Raises as `txn`, and
         RangeTooLargeError as `execute_range`."""
-        steps = WriteTxn(state, ReadOnly(state.reader), self._has_lease).txn(request)
+        steps = WriteTxn(state, ReadOnly(state.reader), self._leases).txn(request)
         try:
             next(steps)
         except StopIteration as end:
@@ -128,6 +129,20 @@ class Mvcc:
         txn = self._resume(answer)
         return self._writing(txn, txn.txn(request), source)
 
+    def begin_delete_keys(self, keys: KeysFrom, source: bytes, end: Callable[[int], Message]) -> Writing:
+        """Delete those of `keys` that exist, in one revision; as `begin_delete_range`.
+
+        Args:
+            end: told, after the last, which revision it is then; changes what else belongs to the request, and answers.
+        """
+        txn = self._resume(None)
+
+        def steps() -> Steps:
+            yield from txn.delete_keys(keys)
+            return end(txn.revision)
+
+        return self._writing(txn, steps(), source)
+
     def delete_range(self, request: DeleteRangeRequest) -> DeleteRangeResponse:
         """All of it at once, for stores that nobody else uses meanwhile."""
         return cast("DeleteRangeResponse", self.begin_delete_range(request, b"", Allowance()).run())
@@ -153,7 +168,7 @@ class Mvcc:
     def _resume(self, answer: Allowance | None) -> WriteTxn:
         resume = self._progress or FROM_START
         begin = self.snapshot(None, answer)
-        return WriteTxn(begin, self._writer, self._has_lease, resume=resume, answers=answer is not None)
+        return WriteTxn(begin, self._writer, self._leases, resume=resume, answers=answer is not None)
 
     def _writing(self, txn: WriteTxn, steps: Steps, source: bytes) -> Writing:
         def pause(txn: WriteTxn) -> None:
@@ -165,9 +180,11 @@ class Mvcc:
         return Writing(txn, steps, on_pause=pause, on_end=self._end)
 
     def _begin(self, *, answers: bool = True) -> WriteTxn:
-        return WriteTxn(self.snapshot(), self._writer, self._has_lease, answers=answers)
+        return WriteTxn(self.snapshot(), self._writer, self._leases, answers=answers)
 
     def _end(self, txn: WriteTxn) -> None:
+        if txn.changes:
+            self.last_changes = txn.changes
         self._revision = txn.revision
         if self._progress is not None:
             self._progress = None

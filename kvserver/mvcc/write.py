@@ -14,7 +14,7 @@ Rules
 - A request that changes nothing takes no revision.
 - The changes don't depend on where the slices end, nor on whether anybody wants the answer. Without `answers` no key value is read for it.
 - The answer keeps to the allowance of `begin`; one that exceeds it is incomplete, and the caller sees that by the allowance.
-- Leases are checked and recorded; attaching keys to them is the lessor's business.
+- A put names its lease, which must exist; whoever keeps the leases (`Leases`) is told of every key that is attached to one or detached.
 
 Source: etcd's etcdserver/apply.go (order of checks and the revisions in inner headers).
 """
@@ -22,7 +22,7 @@ Source: etcd's etcdserver/apply.go (order of checks and the revisions in inner h
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from kvserver.errors import CompactedError, EmptyKeyError, FutureRevisionError, KeyNotFoundError, LeaseNotFoundError
 from kvserver.mvcc import keyspace, layout
@@ -54,6 +54,38 @@ FROM_START: Final = Progress(0, 0, b"")
 
 Doomed = Callable[[bytes], Iterator[tuple[bytes, Entry]]]
 """Keys that are to be deleted, from the given one on, ascending."""
+KeysFrom = Callable[[bytes], Iterator[bytes]]
+"""As `Doomed`, whether or not they exist."""
+
+
+class Leases(Protocol):
+    """The leases as the keys need them; what is told here changes within the same entry as the keys."""
+
+    def has(self, lease: LeaseId) -> bool:
+        """Whether a key may be attached to it."""
+
+    def attach(self, lease: LeaseId, key: bytes) -> None:
+        """From now on `key` ends with this lease."""
+
+    def detach(self, lease: LeaseId, key: bytes) -> None:
+        """It does no longer: it was put without the lease, or deleted."""
+
+
+class NoLeases:
+    """Of a store that has none."""
+
+    def has(self, lease: LeaseId) -> bool:
+        """None exists."""
+        del lease
+        return False
+
+    def attach(self, lease: LeaseId, key: bytes) -> None:
+        """Never called. Raises AssertionError."""
+        raise AssertionError(f"{key!r} was attached to lease {lease:x}, and there are none")
+
+    def detach(self, lease: LeaseId, key: bytes) -> None:
+        """As `attach`."""
+        raise AssertionError(f"{key!r} was detached from lease {lease:x}, and there are none")
 
 
 class ReadOnly:
@@ -82,20 +114,20 @@ class WriteTxn:
         answers: whether anybody wants the answer; without, it is empty but for its shape.
     """
 
-    __slots__ = ("_answers", "_begin", "_has_lease", "_operation", "_resume", "_writer", "changes", "progress")
+    __slots__ = ("_answers", "_begin", "_leases", "_operation", "_resume", "_writer", "changes", "progress")
 
     def __init__(
         self,
         begin: Snapshot,
         writer: keyspace.Writer,
-        has_lease: Callable[[LeaseId], bool],
+        leases: Leases,
         *,
         resume: Progress = FROM_START,
         answers: bool = True,
     ) -> None:
         self._begin = begin
         self._writer = writer
-        self._has_lease = has_lease
+        self._leases = leases
         self._resume = resume
         self._answers = answers
         self._operation = 0  # of those that run, the one that is being run
@@ -117,7 +149,7 @@ class WriteTxn:
         """
         if not request.key:
             raise EmptyKeyError
-        if request.lease and not self._has_lease(LeaseId(request.lease)):
+        if request.lease and not self._leases.has(LeaseId(request.lease)):
             raise LeaseNotFoundError
         if (request.ignore_value or request.ignore_lease) and keyspace.find(self._writer.reader, request.key) is None:
             raise KeyNotFoundError
@@ -128,6 +160,17 @@ class WriteTxn:
         if not request.key:
             raise EmptyKeyError
         return (yield from self._delete_range(request))
+
+    def delete_keys(self, keys: KeysFrom) -> Generator[None, None, int]:
+        """Delete those of `keys` that exist, in slices; returns how many."""
+
+        def doomed(first: bytes) -> Iterator[tuple[bytes, Entry]]:
+            for key in keys(first):
+                entry = keyspace.find(self._writer.reader, key)
+                if entry is not None:
+                    yield key, entry
+
+        return (yield from self._delete_slices(doomed, self._resume.key))
 
     def txn(self, request: TxnRequest) -> Generator[None, None, TxnResponse]:
         """Run a transaction, in slices.
@@ -190,6 +233,12 @@ class WriteTxn:
         entry = layout.pack_entry(revision, key_id, create_revision, version, lease)
         keyspace.store_live(writer, key, entry, was_gone=was_gone)
         self.changes += 1
+        old_lease = 0 if old is None else old.lease  # a deleted key has none
+        if old_lease != lease:
+            if old_lease:
+                self._leases.detach(LeaseId(old_lease), key)
+            if lease:
+                self._leases.attach(LeaseId(lease), key)
 
     def _delete_range(self, request: DeleteRangeRequest) -> Generator[None, None, DeleteRangeResponse]:
         lo, hi = range_bounds(request.key, request.range_end)
@@ -245,6 +294,8 @@ class WriteTxn:
         writer.put(REV, revision, layout.encode_tombstone(old.key_id, old.revision, key))
         keyspace.store_gone(writer, key, layout.pack_entry(revision, old.key_id, 0, 0, 0))
         self.changes += 1
+        if old.lease:
+            self._leases.detach(LeaseId(old.lease), key)
 
     # --- transactions --------------------------------------------------------------------------------------------------------------------
 
@@ -258,7 +309,7 @@ class WriteTxn:
             raise EmptyKeyError
         if (request.ignore_value or request.ignore_lease) and keyspace.find(self._begin.reader, request.key) is None:
             raise KeyNotFoundError
-        if request.lease and not self._has_lease(LeaseId(request.lease)):
+        if request.lease and not self._leases.has(LeaseId(request.lease)):
             raise LeaseNotFoundError
 
     def _check_range(self, op: RequestOp) -> None:

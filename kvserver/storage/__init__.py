@@ -21,7 +21,7 @@ from kvserver.storage.errors import (
     ViewExpiredError,
     ViewTooOldError,
 )
-from kvserver.storage.files import read_only_env
+from kvserver.storage.files import existing_tables, read_only_env
 from kvserver.storage.page_format import StateGoneError
 from kvserver.storage.reader import LayeredReader, Reader
 from kvserver.storage.view import ReadView
@@ -47,5 +47,6 @@ __all__ = [
     "ViewExpiredError",
     "ViewTooOldError",
     "check_structure",
+    "existing_tables",
     "read_only_env",
 ]

@@ -9,7 +9,7 @@ import pytest
 
 from kvserver.apply import AppliedResult, Store
 from kvserver.errors import RequestTimeoutError
-from kvserver.mvcc import META, TABLES, Snapshot
+from kvserver.mvcc import LEASE, LEASE_KEY, META, TABLES, Snapshot
 from kvserver.mvcc.integrity import CrossCheck
 from kvserver.mvcc.unfinished import UnfinishedMismatchError
 from kvserver.mvcc.write import SLICE_KEYS
@@ -18,6 +18,8 @@ from kvserver.pb.rpc_pb2 import (
     Compare,
     DeleteRangeRequest,
     DeleteRangeResponse,
+    LeaseGrantRequest,
+    LeaseRevokeRequest,
     PutRequest,
     RangeRequest,
     RequestOp,
@@ -29,6 +31,7 @@ from kvserver.types import Index, Term
 LONG = b"key-" + b"l" * 600
 KEYS = [b"key-%05d" % number for number in range(5 * SLICE_KEYS)] + [LONG + b"%d" % number for number in range(3)]
 ALL = DeleteRangeRequest(key=b"key-", range_end=b"key.")
+REVOKE = LeaseRevokeRequest(ID=7)
 EVERYTHING = RangeRequest(key=b"\x00", range_end=b"\x00")
 VARIANTS = [
     EVERYTHING,
@@ -43,15 +46,17 @@ VARIANTS = [
 OpenMachine = Callable[..., Awaitable[Any]]
 
 
-def put_all(machine: Any) -> None:
+def put_all(machine: Any, lease: int = 0) -> None:
+    if lease:
+        machine.apply(LeaseGrantRequest(ID=lease, TTL=60))
     for at in range(0, len(KEYS), 100):
         request = TxnRequest()
         for key in KEYS[at : at + 100]:
-            request.success.add().request_put.CopyFrom(PutRequest(key=key, value=b"v" + key[-4:]))
+            request.success.add().request_put.CopyFrom(PutRequest(key=key, value=b"v" + key[-4:], lease=lease))
         machine.apply(request)
-    machine.apply(PutRequest(key=KEYS[1], value=b"again"))
+    machine.apply(PutRequest(key=KEYS[1], value=b"again", lease=lease))
     machine.apply(DeleteRangeRequest(key=KEYS[2]))
-    machine.apply(PutRequest(key=KEYS[2], value=b"a new life"))
+    machine.apply(PutRequest(key=KEYS[2], value=b"a new life", lease=lease))
     machine.apply(PutRequest(key=b"other", value=b"stays"))
 
 
@@ -143,11 +148,12 @@ async def test_readers_see_the_state_before_until_the_last_slice(open_machine: O
     assert contradictions(store.mvcc.snapshot()) == []
 
 
-@pytest.mark.parametrize("request_", [ALL, big_txn()], ids=["delete_range", "txn"])
+@pytest.mark.parametrize("request_", [ALL, big_txn(), REVOKE], ids=["delete_range", "txn", "revoke"])
 async def test_a_crash_after_any_slice_ends_in_the_same_bytes(open_machine: OpenMachine, request_: Any) -> None:
     """The process ends after each slice in turn, with what was committed by then; the log gives it the entry again."""
+    lease = request_.ID if isinstance(request_, LeaseRevokeRequest) else 0
     whole = await open_machine("whole")
-    put_all(whole)
+    put_all(whole, lease)
     data = whole.encode(request_)
     assert apply_slice(whole, data) is None
     while apply_slice(whole, data) is None:
@@ -155,11 +161,12 @@ async def test_a_crash_after_any_slice_ends_in_the_same_bytes(open_machine: Open
     await whole.reopen()
     assert not whole.store.mvcc.is_unfinished
     expected = tables(whole.store)
-    assert {key for key, _ in expected[META]} == {b"format", b"state", b"conf_state", b"membership"}  # nothing is left of it
-    slices = 5 if isinstance(request_, DeleteRangeRequest) else 4
+    assert {key for key, _ in expected[META]} <= {b"format", b"state", b"conf_state", b"membership", b"kinds"}  # nothing is left of it
+    assert (expected[LEASE], expected[LEASE_KEY]) == ([], [])
+    slices = 4 if isinstance(request_, TxnRequest) else 5
     for durable in range(slices + 1):
         machine = await open_machine(f"crash{durable}", interval_s=600)
-        put_all(machine)
+        put_all(machine, lease)
         await machine.flush()
         before = answers(machine.store)
         for _ in range(durable):

@@ -59,7 +59,7 @@ def test_every_extension_of_a_prefix_is_inside(prefix: bytes, more: bytes) -> No
 
 def test_the_method_table_agrees_with_the_service_definitions() -> None:
     table = [value for value in vars(methods).values() if isinstance(value, methods.Method)]
-    assert len(table) == 19
+    assert len(table) == 20
     described_in = {"etcdserverpb": pb.DESCRIPTOR, "kvserver": debug_pb2.DESCRIPTOR}
     for method in table:
         package, _, rest = method.path.removeprefix("/").partition(".")
@@ -73,7 +73,7 @@ def test_the_method_table_agrees_with_the_service_definitions() -> None:
 
 def test_no_method_that_changes_something_passes_for_a_read() -> None:
     reads = {method.path.rpartition("/")[2] for method in vars(methods).values() if isinstance(method, methods.Method) and method.read_only}
-    assert reads == {"Range", "Txn", "MemberList", "Status", "HashKV", "Alarm", "Authenticate", "Memory"}
+    assert reads == {"Range", "Txn", "MemberList", "Status", "HashKV", "Alarm", "Authenticate", "Memory", "Watch"}
     assert not methods.TXN.read_only
 
 
