@@ -96,10 +96,9 @@ class Connection:
         try:
             await call.write(request)
             await call.done_writing()
-            answer = await call.read()
-            if answer is grpc.aio.EOF:
-                raise ServerError(UNAVAILABLE, "the server closed the stream without an answer")
-            return cast("ResponseT", answer)
+            return cast("ResponseT", await anext(aiter(call)))  # not call.read(): see Duplex
+        except StopAsyncIteration:
+            raise ServerError(UNAVAILABLE, "the server closed the stream without an answer") from None
         except grpc.aio.AioRpcError as error:
             raise _failure(error) from None
         except asyncio.InvalidStateError:  # it ended while the request was being written; its status says why
@@ -172,10 +171,11 @@ class Connection:
 
 
 class Duplex(Generic[RequestT, ResponseT]):
-    """A call in which both sides stream."""
+    """A call in which both sides stream. Responses are iterated over: grpcio's `read` drops those that are here when the status is, too."""
 
     def __init__(self, call: grpc.aio.StreamStreamCall[Any, ResponseT]) -> None:
         self._call = call
+        self._responses = aiter(call)
 
     async def write(self, request: RequestT) -> None:
         """Send one request. Raises `ServerError`."""
@@ -189,12 +189,11 @@ class Duplex(Generic[RequestT, ResponseT]):
     async def read(self) -> ResponseT:
         """The next response. Raises `ServerError`, also where the server has ended the stream in peace (UNAVAILABLE)."""
         try:
-            answer = await self._call.read()
+            return cast("ResponseT", await anext(self._responses))
         except grpc.aio.AioRpcError as error:
             raise _failure(error) from None
-        if answer is grpc.aio.EOF:
-            raise ServerError(UNAVAILABLE, "the server has ended the stream")
-        return cast("ResponseT", answer)
+        except StopAsyncIteration:
+            raise ServerError(UNAVAILABLE, "the server has ended the stream") from None
 
     def cancel(self) -> None:
         """End the call from this side."""
