@@ -191,7 +191,7 @@ class Member:
         )
         self._count_decisions()
         self.apply_queue = ApplyQueue(
-            store=self, apply_entry=self._apply, on_applied=self.driver.storage_responded, on_fatal=self.fatal.append
+            store=self, apply_slice=self._apply, on_applied=self.driver.storage_responded, on_fatal=self.fatal.append
         )
         disk: Any = _Disk(self)
         self.driver.start(disk, self.apply_queue)
@@ -216,7 +216,7 @@ class Member:
         await asyncio.sleep(0)
         self.has_room = True
 
-    def _apply(self, entry: Entry) -> None:
+    def _apply(self, entry: Entry) -> bool:
         if entry.type is EntryType.NORMAL:
             self.applied.append(entry.data)
         else:
@@ -229,6 +229,7 @@ class Member:
             self.durable_index = entry.index
         elif self._commit is None and not self.holds_commits:
             self._commit = asyncio.get_running_loop().call_later(COMMIT_S, self.commit)
+        return True
 
     def durable(self) -> tuple[Index, ConfState]:
         """What a snapshot taken now would cover."""
