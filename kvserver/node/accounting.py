@@ -29,6 +29,7 @@ OWNERS: Final = (
     "snapshot_transfers",
     "reads_waiting",
     "held_appends",
+    "held_proposals",
     "requests",
     "answers",
 )
@@ -48,6 +49,7 @@ def accounted_bytes(node: Node) -> dict[str, int]:
         node.transport.snapshot_buffer_bytes,
         node.reads.waiting_count * WAITING_READ_BYTES,
         node.inflow.held_bytes,
+        node.forwarded.held_bytes,
         _told(node.holders, "requests"),
         _told(node.holders, "answers"),
     )

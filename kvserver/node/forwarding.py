@@ -28,6 +28,10 @@ class ForwardKind(IntEnum):
     NO_SPACE = 3
     """From a leader short of disk space: it did not take these forwarded writes of the member that is asked. Pairs of incarnation and
     counter, 8 bytes each, big-endian."""
+    NO_ROOM = 6
+    """From a leader without room for them to wait: it did not propose these forwarded writes of the member that is asked. As NO_SPACE."""
+    HANDED_BACK = 7
+    """From a member that does not lead: it did not propose these forwarded writes of the member that is asked. As NO_SPACE."""
 
 
 SendRequest = Callable[..., Awaitable[bytes]]

@@ -89,6 +89,7 @@ class Node:
         self.releaser = parts.releaser
         self.apply_queue = parts.apply_queue
         self.inflow = parts.inflow
+        self.forwarded = parts.forwarded
         self.holders: dict[str, Callable[[], int]] = {}  # what rooms above hold, by owner (accounting.py)
         self.backups = parts.backups
         self.alarms = AlarmRaiser(
@@ -242,6 +243,7 @@ class Node:
             last_first.push_async_callback(self._parts.append_queue.wait_idle)
             last_first.push_async_callback(self.transport.stop)
             last_first.push_async_callback(self.space.stop)
+            last_first.push_async_callback(self._parts.notices.stop)
             last_first.push_async_callback(self.halt.stop)
 
     async def _close_wal(self) -> None:
@@ -258,6 +260,8 @@ class Node:
                     return NO if self.halt.is_begun else self.space.answer_has_space()
                 case ForwardKind.NO_SPACE:
                     return self.space.take_notice(sender, payload)
+                case ForwardKind.NO_ROOM | ForwardKind.HANDED_BACK:
+                    return self._parts.notices.take(ForwardKind(kind), payload)
                 case _:
                     raise PeerRequestRefusedError.unknown_kind(kind)
         except ValueError as error:
