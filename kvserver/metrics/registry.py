@@ -78,6 +78,7 @@ class Metrics(Collector):
         self.proposals_failed = Counter()
         self.appends_held = Counter()
         self.appends_dropped = Counter()
+        self.clients_cut_off = Counter()
         self.forwarded_held = Counter()
         self.forwarded_refused = Counter()
         self.forwarded_handed_back = Counter()

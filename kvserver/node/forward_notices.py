@@ -9,13 +9,12 @@ Rules
   tick later at the earliest: it may not have heard of the change yet.
 - One notice of a kind is under way to a member at a time, with at most `MAX_IDS` writes; what gathers meanwhile goes with the next. At most
   `MAX_GATHERED` gather, the rest is forgotten: those clients, and those whose notice is lost, wait for their time-out.
-- Refusals are logged every `SAY_S` at most, with how many there were.
+- Refusals are logged once in a while, with how many there were.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import struct
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
@@ -27,7 +26,7 @@ from kvserver import commands
 from kvserver.apply import decode_change
 from kvserver.commands import ProposalId
 from kvserver.errors import FatalError, RequestError, TooManyRequestsError
-from kvserver.logs import Logger
+from kvserver.logs import Logger, RareLine
 from kvserver.node.forwarding import ForwardKind
 from kvserver.peer import PeerRequestError
 from kvserver.types import NodeId
@@ -41,7 +40,6 @@ __all__ = ["ForwardNotices", "Proposers"]
 TELL_TIMEOUT_S: Final = 1.0
 MAX_IDS: Final = 4096
 MAX_GATHERED: Final = 65_536
-SAY_S: Final = 10.0
 _ID: Final = struct.Struct(">QQ")
 
 
@@ -77,8 +75,7 @@ class ForwardNotices:
         self._log = log
         self._gathered: dict[tuple[NodeId, ForwardKind], list[bytes]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._said_s = -math.inf
-        self._unsaid = 0
+        self._refused = RareLine(log, "refused writes that other members forward: no room")
         self._stopped = False
 
     # --- the leader's side ---------------------------------------------------------------------------------------------------------------
@@ -86,20 +83,13 @@ class ForwardNotices:
     def refuse(self, message: Message) -> None:
         """There is no room for it, and it was not proposed."""
         self._on_refused()
-        self._say(message)
+        self._refused.warning(count=len(message.entries), sender=f"{message.from_:x}")
         self._tell(message, ForwardKind.NO_ROOM)
 
     def hand_back(self, message: Message) -> None:
         """Nobody leads here, and it was not proposed."""
         self._on_handed_back()
         self._tell(message, ForwardKind.HANDED_BACK)
-
-    def _say(self, message: Message) -> None:
-        self._unsaid += len(message.entries)
-        now_s = asyncio.get_running_loop().time()
-        if now_s - self._said_s >= SAY_S:
-            self._log.warning("refused writes that other members forward: no room", sender=f"{message.from_:x}", writes=self._unsaid)
-            self._said_s, self._unsaid = now_s, 0
 
     def _tell(self, message: Message, kind: ForwardKind) -> None:
         sender = message.from_

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
-from kvserver.api import Answers, Api, ByteGate, MemberStatus, QuotaGate, build_api
+from kvserver.api import Answers, Api, MemberStatus, QuotaGate, build_api
 from kvserver.apply import AnswerRoom
 from kvserver.clock import MonotonicSeconds
 from kvserver.commands import CommandKind
@@ -37,6 +37,9 @@ class FakeCall:
 
     def on_done(self, callback: Callable[[], None]) -> None:
         self.over.append(callback)
+
+    def connection(self) -> None:
+        return None
 
 
 class FakeClock:
@@ -176,7 +179,7 @@ def services() -> Services:
         reconfiguration=cluster,
         snapshots=cluster,
         quota=QuotaGate(quota_bytes=QUOTA_BYTES, space=cluster, alarms=cluster, clock=clock),
-        answers=Answers(ByteGate(max_bytes=1 << 20, max_waiting=10)),
+        answers=Answers(max_bytes=1 << 20, max_waiting=10, on_cut_off=lambda client: None),
         debug=cluster,
         clock=clock,
         max_request_bytes=MAX_REQUEST_BYTES,
