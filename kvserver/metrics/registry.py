@@ -146,6 +146,9 @@ class Metrics(Collector):
         yield counter("kvserver_appends_held", "Messages with entries that waited for applying to catch up.", self.appends_held.value)
         yield counter("kvserver_appends_dropped", "Messages with entries dropped because too many waited.", self.appends_dropped.value)
         yield counter(
+            "kvserver_clients_cut_off", "Connections ended: answers were not taken while others waited.", self.clients_cut_off.value
+        )
+        yield counter(
             "kvserver_forwarded_held", "Messages with forwarded writes that waited for raft to take them.", self.forwarded_held.value
         )
         yield counter(
