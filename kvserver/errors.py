@@ -77,6 +77,14 @@ class LeaseNotFoundError(DeterministicError):
     message = "etcdserver: requested lease not found"
 
 
+class LeaseExistsError(DeterministicError):
+    message = "etcdserver: lease already exists"
+
+
+class LeaseTtlTooLargeError(DeterministicError):
+    message = "etcdserver: too large lease TTL"
+
+
 # --- revisions -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +197,13 @@ class NotLeaderError(RequestError):
 
 class BadLeaderTransfereeError(RequestError):
     message = "etcdserver: bad leader transferee"
+
+
+class NotCapableError(RequestError):
+    """Not every member is known to understand the command that this would take."""
+
+    message = "etcdserver: not capable"
+    retryable = True
 
 
 class NotSupportedForLearnerError(RequestError):

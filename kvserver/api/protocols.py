@@ -13,11 +13,11 @@ from typing import Protocol
 
 from google.protobuf.message import Message
 
-from kvserver.apply import AnswerRoom
+from kvserver.apply import AnswerRoom, LeaseKeys
 from kvserver.commands import CommandKind
 from kvserver.errors import RequestError
 from kvserver.pb import rpc_pb2
-from kvserver.types import ClusterId, Index, Member, NodeId, Revision, Term
+from kvserver.types import ClusterId, Index, LeaseId, Member, NodeId, Revision, Term
 
 __all__ = ["Call", "ClusterView", "Connection", "KvReader", "MemberStatus", "Proposals", "Reads", "Reconfiguration", "StreamCall"]
 
@@ -118,6 +118,12 @@ class KvReader(Protocol):
 
     async def hash_kv(self, revision: Revision) -> rpc_pb2.HashKVResponse:
         """Hash the keys and values up to `revision` (0: the current one). Raises as `read_range` does."""
+
+    async def read_leases(self, room: AnswerRoom) -> rpc_pb2.LeaseLeasesResponse:
+        """All leases, ascending by id, when there is room for the answer."""
+
+    async def read_lease(self, lease: LeaseId, room: AnswerRoom, *, with_keys: bool) -> LeaseKeys:
+        """A lease's TTL, and if wanted the keys attached to it, when there is room for the answer."""
 
     async def wait_compacted(self, revision: Revision) -> None:
         """Return when what a compaction at `revision` made unreachable is gone from the disk."""

@@ -7,6 +7,8 @@ from kvserver.apply.answering import AnswerRoom, Unbounded
 from kvserver.apply.applier import AppliedResult, Applier, OutOfOrderError, UnreadablePayloadError
 from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import inspect
+from kvserver.apply.lease_check import LeaseCheck
+from kvserver.apply.leases import LeaseKeys
 from kvserver.apply.membership import MemberChange, MemberChangeKind, change_members, decode_change, encode_change
 from kvserver.apply.meta import Membership, Meta
 from kvserver.apply.online_check import OnlineCheck
@@ -24,6 +26,8 @@ __all__ = [
     "Applier",
     "ApplyMetDamageError",
     "HashResult",
+    "LeaseCheck",
+    "LeaseKeys",
     "MemberChange",
     "MemberChangeKind",
     "Membership",

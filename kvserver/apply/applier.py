@@ -17,14 +17,24 @@ from typing import NamedTuple, assert_never, cast
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as PbMessage
 
+from kvserver.apply import leases
 from kvserver.apply.alarms import change_alarms, refusal, select
 from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.meta import Membership
 from kvserver.apply.store import Store
-from kvserver.commands import Command, CommandKind, ProposalId, decode
+from kvserver.commands import Command, CommandKind, ProposalId, decode, kinds_version
 from kvserver.errors import CorruptError, DeterministicError, FatalError, RequestError
-from kvserver.pb.internal_pb2 import MemberAttributes
-from kvserver.pb.rpc_pb2 import AlarmRequest, AlarmResponse, CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest
+from kvserver.pb.internal_pb2 import LeaseExpiry, MemberAttributes
+from kvserver.pb.rpc_pb2 import (
+    AlarmRequest,
+    AlarmResponse,
+    CompactionRequest,
+    DeleteRangeRequest,
+    LeaseGrantRequest,
+    LeaseRevokeRequest,
+    PutRequest,
+    TxnRequest,
+)
 from kvserver.types import ConfState, Index, NodeId, Term
 
 
@@ -76,7 +86,7 @@ class Applier:
         command = decode(data)
         result: PbMessage | RequestError
         try:
-            result = self._execute(index, command)
+            result = self._execute(index, term, command)
         except DeterministicError as error:
             result = error.with_traceback(None)
         except CorruptError as error:
@@ -99,12 +109,13 @@ class Applier:
             store.set_membership(membership)
         store.end_entry(index, term)
 
-    def _execute(self, index: Index, command: Command) -> PbMessage | RequestError:
+    def _execute(self, index: Index, term: Term, command: Command) -> PbMessage | RequestError:
         """Run the command. What an alarm refuses is returned, as a CorruptError that is raised means damage met by the command itself."""
         store = self._store
         mvcc = store.mvcc
         payload = cast("bytes", command.payload)  # protobuf reads any buffer, its stubs say bytes
         kind = command.kind
+        store.need_kinds(kinds_version(kind))
         try:
             refused = refusal(store.alarms, kind, payload) if store.alarms else None
             if refused is not None:
@@ -122,6 +133,12 @@ class Applier:
                     return response
                 case CommandKind.MEMBER_PUBLISH:
                     return self._publish(MemberAttributes.FromString(payload))
+                case CommandKind.LEASE_GRANT:
+                    return leases.grant(store, LeaseGrantRequest.FromString(payload))
+                case CommandKind.LEASE_REVOKE:
+                    return leases.revoke(store, LeaseRevokeRequest.FromString(payload).ID)
+                case CommandKind.LEASE_EXPIRE:
+                    return leases.expire(store, LeaseExpiry.FromString(payload), term)
                 case CommandKind.ALARM:
                     return self._change_alarms(AlarmRequest.FromString(payload))
                 case unknown:
@@ -140,11 +157,13 @@ class Applier:
         return answer if isinstance(answer, RequestError) else AlarmResponse(alarms=answer)
 
     def _publish(self, attributes: MemberAttributes) -> PbMessage:
-        """A member tells its name and client URLs; one that is no member (any more) is ignored."""
+        """A member tells its name, its client URLs and what it knows; one that is no member (any more) is ignored."""
         store = self._store
         member_id = NodeId(attributes.member_id)
         member = store.members.get(member_id)
         if member is not None:
-            updated = replace(member, name=attributes.name, client_urls=tuple(attributes.client_urls))
+            updated = replace(
+                member, name=attributes.name, client_urls=tuple(attributes.client_urls), kinds_version=attributes.kinds_version
+            )
             store.set_membership(replace(store.membership, members={**store.members, member_id: updated}))
         return attributes

@@ -7,6 +7,7 @@ conf_state         pb ConfState as of the applied index
 membership         pb StoredMembership: cluster id, members, removed ids
 alarms             pb AlarmResponse without a header: the alarms that are raised, ascending; absent or empty without any
 compaction         see mvcc.compaction
+kinds              4 bytes big-endian: the lowest commands.KINDS_VERSION that knows every kind applied so far; absent: 1
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ STATE_KEY: Final = b"state"
 CONF_STATE_KEY: Final = b"conf_state"
 MEMBERSHIP_KEY: Final = b"membership"
 ALARMS_KEY: Final = b"alarms"
+KINDS_KEY: Final = b"kinds"
 
 _NO_CLUSTER: Final = ClusterId(0)
 _NO_INDEX: Final = Index(0)
@@ -66,6 +68,7 @@ class Meta:
     conf_state: ConfState = _NO_CONF_STATE
     membership: Membership = field(default_factory=Membership)
     alarms: Alarms = ()
+    kinds_version: int = 1
 
 
 def read(reader: MetaReader) -> Meta | None:
@@ -91,6 +94,7 @@ def read(reader: MetaReader) -> Meta | None:
         conf_state=decode_conf_state(reader.get(META, CONF_STATE_KEY) or b""),
         membership=decode_membership(reader.get(META, MEMBERSHIP_KEY) or b""),
         alarms=decode_alarms(reader.get(META, ALARMS_KEY) or b""),
+        kinds_version=int.from_bytes(reader.get(META, KINDS_KEY) or b"\x01", "big"),
     )
 
 
@@ -107,6 +111,11 @@ def unsealed_format(stored: bytes | None) -> int | None:
 def encode_format() -> bytes:
     """The value of `format`."""
     return _FORMAT.pack(FORMAT)
+
+
+def encode_kinds_version(version: int) -> bytes:
+    """The value of `kinds`."""
+    return _FORMAT.pack(version)
 
 
 def encode_state(index: int, term: int, revision: int) -> bytes:
@@ -144,7 +153,12 @@ def encode_membership(membership: Membership) -> bytes:
     )
     for _, member in sorted(membership.members.items()):
         stored.members.add(
-            id=member.id, name=member.name, peer_urls=member.peer_urls, client_urls=member.client_urls, is_learner=member.is_learner
+            id=member.id,
+            name=member.name,
+            peer_urls=member.peer_urls,
+            client_urls=member.client_urls,
+            is_learner=member.is_learner,
+            kinds_version=member.kinds_version,
         )
     return stored.SerializeToString(deterministic=True)
 
@@ -159,6 +173,7 @@ def decode_membership(data: bytes) -> Membership:
             peer_urls=tuple(member.peer_urls),
             client_urls=tuple(member.client_urls),
             is_learner=member.is_learner,
+            kinds_version=member.kinds_version,
         )
         for member in stored.members
     )

@@ -8,7 +8,8 @@ as a flag of its own; docs/memory.md shows the shares.
                                   unless they reach their maxima)
     writes of clients             5/32, at most 256 MiB                      once: the request, or the entry made from it
     other requests                a quarter of those, four largest at least  once
-    answers                       4/32, at most 256 MiB                      once (the gate counts both forms of an answer)
+    answers                       3/32, at most 256 MiB                      once (the gate counts both forms of an answer)
+    events that wait for watchers 1/32, at most 16 MiB                       once
     uncommitted tail              3/32, at most 256 MiB                      once
     store's write buffer          4/32, at most 128 MiB                      twice: the pages that it is written to
     queues to the peers           6/32, at most 128 MiB each                 once for each peer
@@ -18,7 +19,7 @@ Rules: bytes; nothing is rounded up. A share that reaches its maximum leaves the
 always worth something.
 
 Invariants (tests/kvserver/config/test_budget.py): the parts add up to the budget, but for a byte per part and peer; no part shrinks when
-the budget grows; every part can hold a largest request.
+the budget grows; every part can hold a largest request (a watcher's stream takes one message of any size).
 
 Caveats: the budget is that of anonymous memory. Pages of the store (memory-mapped) and of the WAL are the kernel's, and come and go with
 what is free. An answer that is larger than all of its part goes alone, and exceeds the budget (docs/memory.md).
@@ -50,6 +51,7 @@ _UNCOMMITTED_MAX_BYTES: Final = 256 * _MIB
 _BUFFER_MAX_BYTES: Final = 64 * _MIB
 _QUEUE_MAX_BYTES: Final = 128 * _MIB
 _READ_CACHE_MAX_BYTES: Final = 8 * _MIB
+_WATCH_MAX_BYTES: Final = 16 * _MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ class Budget:
     inflight_bytes: int
     other_request_bytes: int
     answer_bytes: int
+    watch_bytes: int
     uncommitted_bytes: int
     backend_buffer_bytes: int
     peer_queue_bytes: int
@@ -75,6 +78,7 @@ class Budget:
             "writes": self.inflight_bytes,
             "other_requests": self.other_request_bytes,
             "answers": self.answer_bytes,
+            "watch": self.watch_bytes,
             "uncommitted": self.uncommitted_bytes,
             "store_buffer_and_pages": 2 * self.backend_buffer_bytes,
             "peer_queues": self.peers * self.peer_queue_bytes,
@@ -118,13 +122,14 @@ def derive(budget_bytes: int, *, receive_limit_bytes: int, peers: int = LEAST_PE
         raise ConfigError(f"--memory-budget[{budget_bytes}] must be at most {MAX_BUDGET_BYTES}")
     rest_bytes = budget_bytes - BASE_BYTES
     requests_bytes = min(_REQUESTS_MAX_BYTES, rest_bytes * 5 // 32)
-    answers_bytes = min(_REQUESTS_MAX_BYTES, rest_bytes * 4 // 32)
+    answers_bytes = min(_REQUESTS_MAX_BYTES, rest_bytes * 3 // 32)
+    watch_bytes = min(_WATCH_MAX_BYTES, rest_bytes // 32)
     others_bytes = other_request_bytes(requests_bytes, receive_limit_bytes)
     uncommitted_bytes = min(_UNCOMMITTED_MAX_BYTES, rest_bytes * 3 // 32)
     buffer_bytes = 2 * min(_BUFFER_MAX_BYTES, rest_bytes * 2 // 32)
     queues_bytes = min(peers * _QUEUE_MAX_BYTES, rest_bytes * 6 // 32)
     cache_bytes = min(max(_READ_CACHE_MAX_BYTES, receive_limit_bytes), rest_bytes * 2 // 32)
-    others = requests_bytes + answers_bytes + others_bytes + uncommitted_bytes + buffer_bytes + queues_bytes + cache_bytes
+    others = requests_bytes + answers_bytes + watch_bytes + others_bytes + uncommitted_bytes + buffer_bytes + queues_bytes + cache_bytes
     return Budget(
         total_bytes=budget_bytes,
         peers=peers,
@@ -132,6 +137,7 @@ def derive(budget_bytes: int, *, receive_limit_bytes: int, peers: int = LEAST_PE
         inflight_bytes=requests_bytes,
         other_request_bytes=others_bytes,
         answer_bytes=answers_bytes,
+        watch_bytes=watch_bytes,
         uncommitted_bytes=uncommitted_bytes,
         backend_buffer_bytes=buffer_bytes // 2,
         peer_queue_bytes=queues_bytes // peers,

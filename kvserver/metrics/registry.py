@@ -29,6 +29,7 @@ from kvserver.metrics.families import (
 )
 from kvserver.metrics.instruments import DISK_BUCKETS_S, REQUEST_BUCKETS_S, CheckProgress, Counter, LatencyHistogram
 from kvserver.metrics.states import GateSource, NodeSource
+from kvserver.metrics.watch import WatchSource, watch_families
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "RpcMetrics"]
 
@@ -96,6 +97,7 @@ class Metrics(Collector):
         self._rpcs: list[RpcMetrics] = []
         self._node: NodeSource | None = None
         self._gates: dict[str, GateSource] = {}
+        self._watch: WatchSource | None = None
         self._process = process
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
@@ -109,6 +111,10 @@ class Metrics(Collector):
     def attach_gate(self, name: str, source: GateSource) -> None:
         """From now on a scrape also shows this gate."""
         self._gates[name] = source
+
+    def attach_watch(self, source: WatchSource) -> None:
+        """From now on a scrape also shows the watchers."""
+        self._watch = source
 
     def rpc(self, *, service: str, method: str, kind: str) -> RpcMetrics:
         """The metrics of one method, made and registered; called once per method."""
@@ -137,6 +143,8 @@ class Metrics(Collector):
             yield from process_memory_families()
         if self._gates:
             yield from gate_families(self._gates)
+        if self._watch is not None:
+            yield from watch_families(self._watch)
         if self._node is not None:
             yield from node_families(self._node.node_state())
 

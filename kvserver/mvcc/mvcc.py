@@ -9,13 +9,14 @@ as the changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from kvserver.mvcc.allowance import Allowance
 from kvserver.mvcc.compaction import Compactor
 from kvserver.mvcc.keyspace import Writer
 from kvserver.mvcc.read import Snapshot, execute_range
-from kvserver.mvcc.write import ReadOnly, WriteTxn
+from kvserver.mvcc.write import Leases, NoLeases, ReadOnly, WriteTxn
 from kvserver.pb.rpc_pb2 import (
     CompactionRequest,
     CompactionResponse,
@@ -30,16 +31,13 @@ from kvserver.pb.rpc_pb2 import (
     TxnResponse,
 )
 from kvserver.storage import Reader
-from kvserver.types import LeaseId, Revision
+from kvserver.types import Revision
 
 FIRST_REVISION = Revision(1)
 """The revision of an empty store."""
 
 
-def no_leases(lease: LeaseId) -> bool:
-    """The lessor of a store that has none."""
-    del lease
-    return False
+NO_LEASES: Final = NoLeases()
 
 
 class Mvcc:
@@ -51,13 +49,15 @@ class Mvcc:
         *,
         current_revision: Revision,
         on_corrupt: Callable[[str], None],
-        has_lease: Callable[[LeaseId], bool] = no_leases,
+        leases: Leases = NO_LEASES,
     ) -> None:
         self._writer = writer
         self._revision = int(current_revision)
         self._on_corrupt = on_corrupt
-        self._has_lease = has_lease
+        self._leases = leases
         self.compactor = Compactor(writer)
+        self.last_changes = 0
+        """How many changes the newest revision has, once one was made here."""
 
     @property
     def current_revision(self) -> Revision:
@@ -81,7 +81,7 @@ class Mvcc:
     def read_txn(self, request: TxnRequest, state: Snapshot) -> TxnResponse:
         """A transaction that writes nothing, within the allowance of `state` (which may be a view's, in a thread). Raises as `txn`, and
         RangeTooLargeError as `execute_range`."""
-        return WriteTxn(state, ReadOnly(state.reader), self._has_lease).txn(request)
+        return WriteTxn(state, ReadOnly(state.reader), self._leases).txn(request)
 
     def put(self, request: PutRequest) -> PutResponse:
         """See WriteTxn.put."""
@@ -96,6 +96,12 @@ class Mvcc:
         response = txn.delete_range(request)
         self._end(txn)
         return response
+
+    def delete_keys(self, keys: Sequence[bytes]) -> None:
+        """Delete those of `keys` that exist, in this order and in one revision."""
+        txn = self._begin()
+        txn.delete_keys(keys)
+        self._end(txn)
 
     def txn(self, request: TxnRequest) -> TxnResponse:
         """See WriteTxn.txn."""
@@ -114,7 +120,9 @@ class Mvcc:
         return CompactionResponse(header=ResponseHeader(revision=self._revision))
 
     def _begin(self) -> WriteTxn:
-        return WriteTxn(self.snapshot(), self._writer, self._has_lease)
+        return WriteTxn(self.snapshot(), self._writer, self._leases)
 
     def _end(self, txn: WriteTxn) -> None:
+        if txn.changes:
+            self.last_changes = txn.changes
         self._revision = txn.revision

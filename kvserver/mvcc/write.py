@@ -8,15 +8,15 @@ Rules
 - Everything that can be refused is refused before the first change: a request either fails without a trace or runs to its end.
 - All compares of a transaction, nested ones too, are decided against the state before its first operation.
 - A request that changes nothing takes no revision.
-- Leases are checked and recorded; attaching keys to them is the lessor's business.
+- A put names its lease, which must exist; whoever keeps the leases (`Leases`) is told of every key that is attached to one or detached.
 
 Source: etcd's etcdserver/apply.go (order of checks and the revisions in inner headers).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import assert_never
+from collections.abc import Iterator, Sequence
+from typing import Protocol, assert_never
 
 from kvserver.errors import CompactedError, EmptyKeyError, FutureRevisionError, KeyNotFoundError, LeaseNotFoundError
 from kvserver.mvcc import keyspace, layout
@@ -39,6 +39,36 @@ from kvserver.storage import Reader
 from kvserver.types import LeaseId
 
 
+class Leases(Protocol):
+    """The leases as the keys need them; what is told here changes within the same entry as the keys."""
+
+    def has(self, lease: LeaseId) -> bool:
+        """Whether a key may be attached to it."""
+
+    def attach(self, lease: LeaseId, key: bytes) -> None:
+        """From now on `key` ends with this lease."""
+
+    def detach(self, lease: LeaseId, key: bytes) -> None:
+        """It does no longer: it was put without the lease, or deleted."""
+
+
+class NoLeases:
+    """Of a store that has none."""
+
+    def has(self, lease: LeaseId) -> bool:
+        """None exists."""
+        del lease
+        return False
+
+    def attach(self, lease: LeaseId, key: bytes) -> None:
+        """Never called. Raises AssertionError."""
+        raise AssertionError(f"{key!r} was attached to lease {lease:x}, and there are none")
+
+    def detach(self, lease: LeaseId, key: bytes) -> None:
+        """As `attach`."""
+        raise AssertionError(f"{key!r} was detached from lease {lease:x}, and there are none")
+
+
 class ReadOnly:
     """The writer of a transaction that writes nothing."""
 
@@ -59,12 +89,12 @@ class ReadOnly:
 class WriteTxn:
     """The operations of one request; `changes` says how many keys it has changed so far."""
 
-    __slots__ = ("_begin", "_has_lease", "_writer", "changes")
+    __slots__ = ("_begin", "_leases", "_writer", "changes")
 
-    def __init__(self, begin: Snapshot, writer: keyspace.Writer, has_lease: Callable[[LeaseId], bool]) -> None:
+    def __init__(self, begin: Snapshot, writer: keyspace.Writer, leases: Leases) -> None:
         self._begin = begin
         self._writer = writer
-        self._has_lease = has_lease
+        self._leases = leases
         self.changes = 0
 
     @property
@@ -82,7 +112,7 @@ class WriteTxn:
         """
         if not request.key:
             raise EmptyKeyError
-        if request.lease and not self._has_lease(LeaseId(request.lease)):
+        if request.lease and not self._leases.has(LeaseId(request.lease)):
             raise LeaseNotFoundError
         if (request.ignore_value or request.ignore_lease) and keyspace.find(self._writer.reader, request.key) is None:
             raise KeyNotFoundError
@@ -93,6 +123,13 @@ class WriteTxn:
         if not request.key:
             raise EmptyKeyError
         return self._delete_range(request)
+
+    def delete_keys(self, keys: Sequence[bytes]) -> None:
+        """Delete those of `keys` that exist, in this order."""
+        for key in keys:
+            entry = keyspace.find(self._writer.reader, key)
+            if entry is not None:
+                self._delete(key, entry)
 
     def txn(self, request: TxnRequest) -> TxnResponse:
         """Run a transaction.
@@ -153,6 +190,12 @@ class WriteTxn:
         entry = layout.pack_entry(revision, key_id, create_revision, version, lease)
         keyspace.store_live(writer, key, entry, was_gone=was_gone)
         self.changes += 1
+        old_lease = 0 if old is None else old.lease  # a deleted key has none
+        if old_lease != lease:
+            if old_lease:
+                self._leases.detach(LeaseId(old_lease), key)
+            if lease:
+                self._leases.attach(LeaseId(lease), key)
 
     def _delete_range(self, request: DeleteRangeRequest) -> DeleteRangeResponse:
         lo, hi = range_bounds(request.key, request.range_end)
@@ -178,6 +221,8 @@ class WriteTxn:
         writer.put(REV, revision, layout.encode_tombstone(old.key_id, old.revision, key))
         keyspace.store_gone(writer, key, layout.pack_entry(revision, old.key_id, 0, 0, 0))
         self.changes += 1
+        if old.lease:
+            self._leases.detach(LeaseId(old.lease), key)
 
     # --- transactions --------------------------------------------------------------------------------------------------------------------
 
@@ -191,7 +236,7 @@ class WriteTxn:
             raise EmptyKeyError
         if (request.ignore_value or request.ignore_lease) and keyspace.find(self._begin.reader, request.key) is None:
             raise KeyNotFoundError
-        if request.lease and not self._has_lease(LeaseId(request.lease)):
+        if request.lease and not self._leases.has(LeaseId(request.lease)):
             raise LeaseNotFoundError
 
     def _check_range(self, op: RequestOp) -> None:

@@ -18,6 +18,7 @@ from random import Random
 from typing import Final, Protocol
 
 from kvserver.apply import Alarms, Membership, Store
+from kvserver.commands import KINDS_VERSION
 from kvserver.config import ServerConfig
 from kvserver.logs import Logger, RaftLogSink
 from kvserver.metrics import Metrics
@@ -53,6 +54,7 @@ from kvserver.snapshot import SnapshotCopies
 from kvserver.storage import EngineConfig
 from kvserver.types import NodeId
 from kvserver.version import __version__
+from kvserver.watch import WatchLimits
 from raft.config import Config
 from raft.errors import RaftError
 from raft.messages import Message
@@ -172,6 +174,16 @@ def engine_config(config: ServerConfig) -> EngineConfig:
         commit_bytes=min(COMMIT_BYTES, config.backend_buffer_bytes // 2),
         max_buffer_bytes=config.backend_buffer_bytes,
         verify_on_open=config.initial_corrupt_check,
+    )
+
+
+def watch_limits(config: ServerConfig) -> WatchLimits:
+    """What watching may hold."""
+    return WatchLimits(
+        stream_bytes=config.watch_stream_bytes,
+        total_bytes=config.watch_buffer_bytes,
+        max_watchers=config.max_watchers,
+        fragment_bytes=config.receive_limit_bytes,
     )
 
 
@@ -309,7 +321,13 @@ def _make_transport(
     origin, snap = ground.origin, ground.directory.snap
     files = ground.directory.files
     return Transport(
-        Identity(cluster_id=origin.cluster_id, member_id=origin.member_id, server_version=__version__, incarnation=incarnation),
+        Identity(
+            cluster_id=origin.cluster_id,
+            member_id=origin.member_id,
+            max_command_version=KINDS_VERSION,
+            server_version=__version__,
+            incarnation=incarnation,
+        ),
         handler,
         snapshots=SnapshotParts(directory=snap, copies=copies, executor=chunks, files=files),
         logger=ground.log,

@@ -10,8 +10,8 @@ Rules
   and elections go on while a disk is slow, and raft itself bounds what is being applied.
 - A turn runs at once when storage responds and when a proposal meets an idle disk; everything else is gathered by a scheduled one. What
   was applied schedules one, too: whoever waits for the result gets the loop first.
-- After a scheduled turn the window is compacted if anything moved (log-memory.md), and the floor rides to the followers with the next
-  messages.
+- After a scheduled turn the window is weighed and compacted as far as the rule allows (log-memory.md); the floor rides to the followers
+  with the next messages. Whatever the rule depends on schedules a turn: inputs, what becomes safe, and each tick for what depends on time.
 - Writes that other members forward wait in `forwarded` while raft takes none, and take turns with this member's own; as a follower this one
   sends no more of its own than `forward_window` has room for.
 - Ticks missed during a stall collapse into one: a member that slept must not campaign because of its own nap.
@@ -42,7 +42,7 @@ from raft.errors import InvalidMessageError, ProposalDroppedError, RaftError, St
 from raft.messages import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, Message, MessageType
 from raft.raw_node import RawNode
 from raft.ready import Ready
-from raft.types import NO_NODE, Index, Term
+from raft.types import NO_NODE, ConfState, Index, Term
 
 SMALL_PROPOSAL_BYTES: Final = 16 << 10
 _UNBOUNDED: Final = 1 << 62
@@ -129,6 +129,8 @@ class Driver:
         self._leader_floor: Index | None = None
         self._applied_index = raw.applied_index
         self._applied_term = Term(0)
+        self._weighed_index = Index(0)  # what was safe when the window was last weighed
+        self._is_settled = False  # it was within the slack then, and everything durable was safe: only a commit or a tick changes that
 
     def start(self, append: AppendQueue, apply: ApplyQueue) -> None:
         """Begin to tick, with the two queues that carry out storage work."""
@@ -293,8 +295,10 @@ class Driver:
             self._outbox.send(outgoing, Index(self._window.first_index() - 1))
         if self._in_turn:
             self._schedule_turn()  # applied within a turn: first whoever waits for that gets the loop
-        else:
-            self._run_turn()
+            return
+        self._run_turn()
+        if self._safe_index() > self._weighed_index:
+            self._schedule_turn()  # applied in a slice of its own: the same, and then the window is compacted
 
     def note_applied(self, index: Index, term: Term) -> None:
         """The store holds everything through `index`."""
@@ -345,6 +349,7 @@ class Driver:
         self._tick_timer = self._loop.call_later(self._tick_s, self._tick)
         returned, self._returned = self._returned, []
         self._proposals = [each for each in (*returned, *self._proposals) if each.is_wanted]
+        self._is_settled = False
         self._enter(self._raw.tick)
 
     def _run_scheduled_turn(self) -> None:
@@ -437,8 +442,11 @@ class Driver:
             self._outbox.send(outgoing, Index(self._window.first_index() - 1))
 
     def _want_snapshot(self, message: Message) -> None:
-        """Begin the transfer and pin its position, unless leadership was lost within this very turn."""
-        if not self._raw.is_leader:
+        """Begin the transfer and pin its position, unless leadership was lost within this very turn, or the receiver would refuse it: the
+        store has not committed yet that it is a member. Raft then asks again when the next heartbeat is answered.
+        """
+        assert message.snapshot is not None
+        if not self._raw.is_leader or not _is_member(message.to, message.snapshot.metadata.conf_state):
             self._raw.report_snapshot(message.to, False)
         elif self._hooks.on_snapshot_wanted(message):  # otherwise a stream is under way, whose pin must not move
             self._peers.pin(message.to, self._durability.durable_index)
@@ -454,12 +462,18 @@ class Driver:
         _release(waiting)
 
     def _compact(self) -> None:
-        """Compact the window as far as everyone allows (log-memory.md, the rule)."""
-        if self._stopped:
+        """Compact the window as far as everyone allows (log-memory.md, the rule). Nearly every call ends at the first comparison."""
+        durable_index = self._durability.durable_index
+        if self._stopped or (self._is_settled and durable_index == self._weighed_index):
+            return
+        self._weighed_index = safe_index = self._safe_index()
+        is_idle = self._keeper.is_idle(safe_index)
+        self._is_settled = is_idle and safe_index == durable_index
+        if is_idle:
             return
         decision = self._keeper.decide(
             self._raw,
-            safe_index=self._safe_index(),
+            safe_index=safe_index,
             now_s=self._loop.time(),
             role_since_s=self._role_since_s,
             leader_floor=self._leader_floor,
@@ -480,6 +494,10 @@ class Driver:
                 if index <= applied and not future.done():
                     future.set_result(None)
             self._waiters.applied = [(index, future) for index, future in waiting if index > applied and not future.done()]
+
+
+def _is_member(node: NodeId, conf_state: ConfState) -> bool:
+    return any(node in group for group in (conf_state.voters, conf_state.learners, conf_state.voters_outgoing))
 
 
 def _release(futures: list[asyncio.Future[None]]) -> None:

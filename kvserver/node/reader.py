@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kvserver.apply import AnswerRoom, Store
+from kvserver.apply import AnswerRoom, LeaseKeys, Store
 from kvserver.pb import rpc_pb2
-from kvserver.types import Revision
+from kvserver.types import LeaseId, Revision
 
 
 class StoreReader:
@@ -34,3 +34,11 @@ class StoreReader:
     async def wait_compacted(self, revision: Revision) -> None:
         """Return when what a compaction at `revision` made unreachable is removed from the disk."""
         await self._store.wait_compacted(revision)
+
+    async def read_leases(self, room: AnswerRoom) -> rpc_pb2.LeaseLeasesResponse:
+        """All leases, ascending."""
+        return await self._store.read_leases(room)
+
+    async def read_lease(self, lease: LeaseId, room: AnswerRoom, *, with_keys: bool) -> LeaseKeys:
+        """A lease's TTL, and if wanted the keys attached to it."""
+        return await self._store.read_lease(lease, room, with_keys=with_keys)

@@ -20,7 +20,7 @@ from kvserver.storage.errors import (
     SwapFailedError,
     ViewExpiredError,
 )
-from kvserver.storage.files import read_only_env
+from kvserver.storage.files import existing_tables, read_only_env
 from kvserver.storage.page_format import StateGoneError
 from kvserver.storage.reader import LayeredReader, Reader
 from kvserver.storage.view import ReadView
@@ -45,5 +45,6 @@ __all__ = [
     "SwapFailedError",
     "ViewExpiredError",
     "check_structure",
+    "existing_tables",
     "read_only_env",
 ]

@@ -53,7 +53,7 @@ class Outside(Protocol):
     def read_confirmed(self, member: Member, state: ReadState) -> None: ...
     def entry_applied(self, member: Member, entry: Entry) -> None: ...
     def snapshot_installed(self, member: Member) -> None: ...
-    def snapshot_wanted(self, member: Member, message: Message) -> None: ...
+    def snapshot_wanted(self, member: Member, message: Message) -> bool: ...
     def leadership_lost(self, member: Member) -> None: ...
     def leader_appeared(self, member: Member) -> None: ...
     def peer_left(self, member: Member, peer: NodeId) -> None: ...
@@ -96,6 +96,8 @@ class Member:
         self._role_since_s = self.now_s()
         self._is_in_turn = False
         self._is_turn_scheduled = False
+        self._is_turn_late = False
+        self._compacts = plan.uncompacted != member_id
         self._recover(plan, log_sink)
         self._window_checks = WindowChecks(member_id, self.window, plan.limits, checks, self.storage)
         checks.started(self)
@@ -306,7 +308,7 @@ class Member:
             self._turn()
 
     def _turn(self) -> None:
-        self._is_turn_scheduled = False
+        self._is_turn_late, self._is_turn_scheduled = self._is_turn_scheduled, False
         self._is_in_turn = True
         raw = self.raw
         while self._has_work(raw):
@@ -314,7 +316,10 @@ class Member:
         self._compact()
         self._is_in_turn = False
         safe = Index(min(raw.applied_index, self.store.applied_index, self.store.durable_index))
-        self._window_checks.check_bounds(safe, pinned=raw.is_leader and bool(self.book.pins))
+        if self._compacts:
+            self._window_checks.check_bounds(safe, pinned=raw.is_leader and bool(self.book.pins))
+            if raw.is_leader and len(members_of(self.conf_state)) == 1:
+                self._window_checks.check_single(safe)
 
     def _has_work(self, raw: RawNode) -> bool:
         """Propose what others forwarded, as far as raft takes it; whether there is anything to do then."""
@@ -339,12 +344,25 @@ class Member:
             elif message.to == LOCAL_APPLY_THREAD:
                 self._apply_queue.submit(message)
             elif message.type is MessageType.SNAP:
-                self.book.pin(message.to, self.store.durable_index)
-                self._outside.snapshot_wanted(self, message)
+                self._want_snapshot(message)
             else:
                 outgoing.append(message)
         if outgoing:
             self._send(outgoing)
+
+    def _want_snapshot(self, message: Message) -> None:
+        """As the driver: begin the transfer and pin its position, unless one is under way, leadership was lost within this turn, or the
+        store has not committed yet that the receiver is a member.
+        """
+        raw, to = self.raw, message.to
+        assert message.snapshot is not None
+        if not raw.is_leader or to not in members_of(message.snapshot.metadata.conf_state):
+            raw.report_snapshot(to, False)
+            return
+        matches = {peer: progress.match_index for peer, progress, _ in raw.progress()}
+        self._window_checks.check_snapshot(to, message.snapshot.metadata.index, None if self._is_turn_late else matches.get(to))
+        if self._outside.snapshot_wanted(self, message):
+            self.book.pin(to, self.store.durable_index)
 
     def _send(self, messages: list[Message]) -> None:
         for message in messages:
@@ -374,7 +392,7 @@ class Member:
             role_since_s=self._role_since_s,
             leader_floor=self._leader_floor,
         )
-        if decision is None:
+        if decision is None or not self._compacts:
             return
         self._window_checks.check_compaction(decision.index, raw, self.store.durable_index)
         if raw.is_leader:

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from kvserver.apply import Membership, RevisionTooLargeError, inspect, refound
-from kvserver.pb.rpc_pb2 import CORRUPT, AlarmRequest, CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest
+from kvserver.pb.rpc_pb2 import (
+    CORRUPT,
+    AlarmRequest,
+    CompactionRequest,
+    DeleteRangeRequest,
+    LeaseGrantRequest,
+    LeaseRevokeRequest,
+    PutRequest,
+    RangeRequest,
+)
 from kvserver.storage import StoreUnreadableError
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Term
 from tests.kvserver.apply.conftest import Machine
@@ -41,6 +50,20 @@ async def test_keys_and_revisions_stay_and_everything_of_the_old_cluster_goes(tm
     assert machine.store.compacted_revision == 10
     machine.apply(PutRequest(key=b"next", value=b""))
     assert machine.store.current_revision == old_revision + 1
+    await machine.store.close()
+
+
+async def test_leases_and_what_is_attached_to_them_stay(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "db")
+    machine.apply(LeaseGrantRequest(ID=7, TTL=60))
+    machine.apply(PutRequest(key=b"k", lease=7))
+    await machine.store.close()
+    await refound(tmp_path / "db", NEW, CONF, index=Index(1), term=Term(1), bump=100)
+    machine.open()
+    assert list(machine.store.leases.leases()) == [(7, 60)]
+    assert machine.store.kinds_version == 2
+    machine.apply(LeaseRevokeRequest(ID=7))
+    assert machine.store.range(RangeRequest(key=b"k")).count == 0
     await machine.store.close()
 
 
