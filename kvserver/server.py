@@ -20,12 +20,12 @@ from contextlib import suppress
 from random import Random
 from typing import Final
 
-from kvserver.api import Answers, Api, ByteGate, MemberStatus, QuotaGate, build_api, min_ttl_s
+from kvserver.api import Answers, Api, MemberStatus, QuotaGate, build_api, min_ttl_s
 from kvserver.apply import OnlineCheck
 from kvserver.clock import SystemClock
 from kvserver.config import ETCD_API_VERSION, ServerConfig, limits_in_force
 from kvserver.errors import CorruptError, StoppedError
-from kvserver.logs import Logger
+from kvserver.logs import Logger, RareLine
 from kvserver.memory import HeapTrimmer
 from kvserver.metrics import Metrics
 from kvserver.node import DebugPages, Node, NodeStatus, RemovedError, StoreReader
@@ -136,8 +136,9 @@ class Server:
         facts, clock = ClusterFacts(node, self._config), SystemClock()
         self._metrics.attach_node(facts)
         self._metrics.attach_watch(node.watch)
-        answers = ByteGate(max_bytes=self._config.max_answer_bytes, max_waiting=self._config.max_concurrent_requests)
-        self._metrics.attach_gate("answers", answers)
+        answers = self._make_answers()
+        self._metrics.attach_gate("answers", answers.large)
+        self._metrics.attach_gate("small_answers", answers.small)
         node.holders["answers"] = lambda: answers.held_bytes
         return build_api(
             proposals=node.proposals,
@@ -148,7 +149,7 @@ class Server:
             snapshots=node.backups,
             lease_times=node.leases.desk,
             quota=QuotaGate(quota_bytes=self._config.quota_backend_bytes, space=node.store, alarms=node.alarms, clock=clock),
-            answers=Answers(answers),
+            answers=answers,
             debug=DebugPages(node, self._config, self._metrics),
             hub=node.watch,
             clock=clock,
@@ -159,6 +160,15 @@ class Server:
             request_timeout_s=self._config.request_timeout_s,
             election_timeout_s=self._config.election_timeout_s,
         )
+
+    def _make_answers(self) -> Answers:
+        config, cut_off = self._config, RareLine(self._log, "ended connections whose clients don't take their answers while others wait")
+
+        def on_cut_off(client: str) -> None:
+            self._metrics.clients_cut_off.add()
+            cut_off.warning(client=client)
+
+        return Answers(max_bytes=config.max_answer_bytes, max_waiting=config.max_concurrent_requests, on_cut_off=on_cut_off)
 
     async def _serve(self, node: Node, grpc: GrpcServer, api: Api) -> int:
         """Open the client port once the member is published; wait for the end."""

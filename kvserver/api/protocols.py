@@ -19,7 +19,20 @@ from kvserver.errors import RequestError
 from kvserver.pb import rpc_pb2
 from kvserver.types import ClusterId, Index, LeaseId, Member, NodeId, Revision, Term
 
-__all__ = ["Call", "ClusterView", "KvReader", "MemberStatus", "Proposals", "Reads", "Reconfiguration", "StreamCall"]
+__all__ = ["Call", "ClusterView", "Connection", "KvReader", "MemberStatus", "Proposals", "Reads", "Reconfiguration", "StreamCall"]
+
+
+class Connection(Protocol):
+    """What a client's calls travel on; to be closed by who asked for it, which changes nothing for the client."""
+
+    def taken_bytes(self) -> int | None:
+        """How much of what was sent the client has taken, since the connection began; None if nothing is known."""
+
+    def hang_up(self) -> bool:
+        """End it, and every call on it; False if it had ended."""
+
+    def close(self) -> None:
+        """Look at it no more."""
 
 
 class Call(Protocol):
@@ -46,6 +59,9 @@ class Call(Protocol):
 
     def on_done(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the call is over: its answer has left, or its client has."""
+
+    def connection(self) -> Connection | None:
+        """What the call travels on, for who has to look at it; None if that can't be found. Costs a walk over the process's descriptors."""
 
     @property
     def request_bytes(self) -> int:

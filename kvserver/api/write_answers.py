@@ -36,7 +36,7 @@ async def take_room(reader: KvReader, answers: Answers, request: TxnRequest | De
     """
     slot = answers.slot(call)
     if may_answer_much(request):
-        limit_bytes = answers.gate.max_bytes // FORMS
+        limit_bytes = answers.large.max_bytes // FORMS
         needed_bytes = await reader.measure_write(request, limit_bytes)
         if needed_bytes > limit_bytes:
             raise AnswerTooLargeError

@@ -24,7 +24,7 @@ SCAN_BUDGET: Final = 500
 """Keys that a read may touch on the loop: about 2 ms."""
 LOOP_ANSWER_BYTES: Final = 2 << 20
 FIRST_ANSWER_BYTES: Final = 1 << 20
-"""What is taken for an answer of unknown size."""
+"""What is taken for an answer of unknown size, if it is there; many are small, and a small one must not wait for large ones."""
 
 _Answer = TypeVar("_Answer")
 Work = Callable[[Snapshot], _Answer]
@@ -44,6 +44,9 @@ class AnswerRoom(Protocol):
         Raises RequestError leaves.
         """
 
+    async def wait_some(self, size_bytes: int) -> int:
+        """The same for an answer of unknown size: so many bytes if they are there at once, else as many as a small answer may have."""
+
     def settle(self, size_bytes: int) -> None:
         """The answer is there and has this size: at most what `wait` returned."""
 
@@ -60,6 +63,10 @@ class Unbounded:
         """At once, and without a limit."""
         del size_bytes
         return Allowance().limit_bytes
+
+    async def wait_some(self, size_bytes: int) -> int:
+        """As `wait`."""
+        return await self.wait(size_bytes)
 
     def settle(self, size_bytes: int) -> None:
         """Nothing is counted."""
@@ -83,22 +90,23 @@ async def answer(source: AnswerSource, work: Work[_Answer], room: AnswerRoom) ->
             response = work(source.snapshot(allowance))
             allowance.check()
         except RangeTooLargeError as error:
-            return await _answer_on_thread(source, work, room, error.needed_bytes or FIRST_ANSWER_BYTES)
+            return await _answer_on_thread(source, work, room, error.needed_bytes)
         if room.try_take(allowance.used_bytes):
             return response
         del response
         await room.wait(allowance.used_bytes)
 
 
-async def _answer_on_thread(source: AnswerSource, work: Work[_Answer], room: AnswerRoom, needed_bytes: int) -> _Answer:
+async def _answer_on_thread(source: AnswerSource, work: Work[_Answer], room: AnswerRoom, needed_bytes: int | None) -> _Answer:
+    limit_bytes = await (room.wait(needed_bytes) if needed_bytes else room.wait_some(FIRST_ANSWER_BYTES))
     while True:
-        allowance = Allowance(limit_bytes=await room.wait(needed_bytes))
+        allowance = Allowance(limit_bytes=limit_bytes)
         response = await source.run_on_view(work, allowance)
         if not allowance.is_exceeded:
             room.settle(allowance.used_bytes)
             return response
         del response
-        needed_bytes = allowance.used_bytes + allowance.used_bytes // 8  # it may grow meanwhile
+        limit_bytes = await room.wait(allowance.used_bytes + allowance.used_bytes // 8)  # it may grow meanwhile
 
 
 async def measure_answer(source: AnswerSource, work: Work[None], limit_bytes: int) -> int:

@@ -218,12 +218,18 @@ _USED: Final = (
         "Most bytes of writes being received or waiting for the cluster; more wait. "
         "Below 8MiB they are received one at a time, below 4MiB each goes alone.",
     ),
-    _limit("max-answer-bytes", ValueKind.SIZE, "16MiB", "Most bytes of answers being built or sent; more wait, a larger one goes alone."),
+    _limit(
+        "max-answer-bytes",
+        ValueKind.SIZE,
+        "16MiB",
+        "Most bytes of answers being built or sent; more wait, a larger one goes alone. An eighth is for answers up to 64KiB only.",
+    ),
     _limit(
         "max-uncommitted-bytes",
         ValueKind.SIZE,
         "64MiB",
-        "Most bytes of entries that a leader holds uncommitted, or any member committed and not yet applied; more wait.",
+        "Most bytes of entries that a leader holds uncommitted, or any member committed and not yet applied; more wait. "
+        "As much of what other members forward may wait on a leader; each keeps what is beyond its share.",
     ),
     _limit(
         "watch-stream-bytes",

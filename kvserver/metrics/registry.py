@@ -79,6 +79,10 @@ class Metrics(Collector):
         self.proposals_failed = Counter()
         self.appends_held = Counter()
         self.appends_dropped = Counter()
+        self.clients_cut_off = Counter()
+        self.forwarded_held = Counter()
+        self.forwarded_refused = Counter()
+        self.forwarded_handed_back = Counter()
         self.health_success = Counter()
         self.health_failures = Counter()
         self.snapshots_received = Counter()
@@ -149,6 +153,18 @@ class Metrics(Collector):
         yield counter("etcd_server_proposals_failed", "Proposals that failed.", self.proposals_failed.value)
         yield counter("kvserver_appends_held", "Messages with entries that waited for applying to catch up.", self.appends_held.value)
         yield counter("kvserver_appends_dropped", "Messages with entries dropped because too many waited.", self.appends_dropped.value)
+        yield counter(
+            "kvserver_clients_cut_off", "Connections ended: answers were not taken while others waited.", self.clients_cut_off.value
+        )
+        yield counter(
+            "kvserver_forwarded_held", "Messages with forwarded writes that waited for raft to take them.", self.forwarded_held.value
+        )
+        yield counter(
+            "kvserver_forwarded_refused", "Messages with forwarded writes refused: too many waited.", self.forwarded_refused.value
+        )
+        yield counter(
+            "kvserver_forwarded_handed_back", "Messages with forwarded writes sent back: no leader here.", self.forwarded_handed_back.value
+        )
         yield counter("etcd_server_health_success", "Successful health checks.", self.health_success.value)
         yield counter("etcd_server_health_failures", "Failed health checks.", self.health_failures.value)
         yield labelled_counter("kvserver_snapshots_sent", "Snapshots that arrived at a peer, by cause.", "cause", self.snapshots_sent)

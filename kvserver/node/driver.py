@@ -12,6 +12,8 @@ Rules
   was applied schedules one, too: whoever waits for the result gets the loop first.
 - After a scheduled turn the window is weighed and compacted as far as the rule allows (log-memory.md); the floor rides to the followers
   with the next messages. Whatever the rule depends on schedules a turn: inputs, what becomes safe, and each tick for what depends on time.
+- Writes that other members forward wait in `forwarded` while raft takes none, and take turns with this member's own; as a follower this one
+  sends no more of its own than `forward_window` has room for.
 - Ticks missed during a stall collapse into one: a member that slept must not campaign because of its own nap.
 
 Source: architecture.md ("The way of one Put"); etcd-io/raft doc.go.
@@ -28,6 +30,8 @@ from typing import Final, Protocol
 from kvserver.node.append_queue import AppendQueue
 from kvserver.node.apply_queue import ApplyQueue
 from kvserver.node.compaction import Decision, WindowLimits
+from kvserver.node.forward_window import ForwardWindow
+from kvserver.node.forwarded import Forwarded
 from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
 from kvserver.node.proposal_batches import WaitingProposal, next_batch
@@ -41,6 +45,7 @@ from raft.ready import Ready
 from raft.types import NO_NODE, ConfState, Index, Term
 
 SMALL_PROPOSAL_BYTES: Final = 16 << 10
+_UNBOUNDED: Final = 1 << 62
 
 
 class Outbox(Protocol):
@@ -78,7 +83,10 @@ class _Waiters:
 
 
 class Driver:
-    """Runs one RawNode."""
+    """Runs one RawNode.
+
+    Without `forwarded` what other members forward is lost if raft can't take it at once, without `forward_window` all goes to the leader.
+    """
 
     def __init__(
         self,
@@ -92,6 +100,8 @@ class Driver:
         tick_s: float,
         hooks: DriverHooks,
         log_first: Callable[[], Index | None] = lambda: None,
+        forwarded: Forwarded | None = None,
+        forward_window: ForwardWindow | None = None,
     ) -> None:
         self._raw = raw
         self._window = window
@@ -104,6 +114,10 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._waiters = _Waiters()
         self._proposals: list[WaitingProposal] = []  # bounded by who makes them (proposals.py)
+        self._returned: list[WaitingProposal] = []  # came back from a member that leads no more: proposed again with the next tick
+        self._forwarded = forwarded
+        self._forwarded_is_next = False
+        self._forward_window = forward_window or ForwardWindow(lambda: _UNBOUNDED)
         self._append: AppendQueue | None = None
         self._apply: ApplyQueue | None = None
         self._turn_scheduled = False
@@ -132,6 +146,7 @@ class Driver:
         for _, future in self._waiters.applied:
             future.cancel()
         self._proposals.clear()
+        self._returned.clear()
 
     # --- what others read ----------------------------------------------------------------------------------------------------------------
 
@@ -206,6 +221,10 @@ class Driver:
         else:
             self.wake()
 
+    def take_back(self, proposal: WaitingProposal) -> None:
+        """A proposal that was forwarded, and that is not in raft: it is handed over again."""
+        self._returned.append(proposal)
+
     def request_read_index(self, context: bytes) -> None:
         """Ask for the index at which a read with this context is linearizable."""
         self._enter(self._raw.read_index, context)
@@ -216,9 +235,12 @@ class Driver:
             return
         self._peers.note_contact(message.from_, self._loop.time())
         try:
-            self._raw.step(message)
+            if message.type is MessageType.PROP and self._forwarded is not None:
+                self._forwarded.take(message)
+            else:
+                self._raw.step(message)
         except (ProposalDroppedError, StepPeerNotFoundError):
-            pass  # a forwarded proposal that can't be taken now: its proposer hears of it; or a peer that raft doesn't know (any more)
+            pass  # a proposal that raft can't take; or a peer that it doesn't know (any more)
         except (InvalidMessageError, StepLocalMessageError) as error:
             self._hooks.on_invalid(message, error)
             return
@@ -235,6 +257,8 @@ class Driver:
 
     def report_unreachable(self, peer: NodeId) -> None:
         """A message to `peer` was dropped."""
+        if peer == self._leader:
+            self._forward_window.forget()
         self._enter(self._raw.report_unreachable, peer)
 
     def retry_appends(self) -> None:
@@ -323,7 +347,8 @@ class Driver:
         if self._stopped:
             return
         self._tick_timer = self._loop.call_later(self._tick_s, self._tick)
-        self._proposals = [each for each in self._proposals if each.is_wanted]
+        returned, self._returned = self._returned, []
+        self._proposals = [each for each in (*returned, *self._proposals) if each.is_wanted]
         self._is_settled = False
         self._enter(self._raw.tick)
 
@@ -341,7 +366,7 @@ class Driver:
         self._in_turn = True
         try:
             while not self._stopped:
-                if self._proposals:
+                if self._proposals or (self._forwarded is not None and self._forwarded.is_waiting):
                     self._hand_over_proposals()
                 if not self._raw.has_ready():
                     break
@@ -354,31 +379,47 @@ class Driver:
         self._release_waiters()
 
     def _hand_over_proposals(self) -> None:
-        """Give raft what waits, as few batches as its order allows; what raft drops (no leader, a transfer, a full tail) waits on."""
+        """Give raft what waits, this member's and others' by turns; what raft drops (no leader, a transfer, a full tail) waits on."""
+        forwarded = self._forwarded
+        if forwarded is not None and not self._raw.is_leader:
+            forwarded.hand_back_all()
         if self._leader == NO_NODE:
             return
         waiting, self._proposals = [each for each in self._proposals if each.is_wanted], []
         position = 0
-        while position < len(waiting):
-            count = self._propose_some(waiting, position)
-            if count == 0:
-                self._proposals = waiting[position:]
-                return
-            for proposal in waiting[position : position + count]:
-                proposal.taken(self._raw.term)
-            position += count
+        while True:
+            has_forwarded = forwarded is not None and forwarded.has_next
+            if not has_forwarded and position == len(waiting):
+                break
+            is_forwarded = has_forwarded and (self._forwarded_is_next or position == len(waiting))
+            if forwarded is not None and is_forwarded:
+                is_taken = forwarded.propose_next()
+            else:
+                count = self._propose_some(waiting, position)
+                position += count
+                is_taken = count > 0
+            self._forwarded_is_next = is_forwarded != is_taken  # by turns; who was refused is the first to try again
+            if not is_taken:
+                break
+        self._proposals = waiting[position:]
 
     def _propose_some(self, waiting: Sequence[WaitingProposal], position: int) -> int:
-        """Propose a run that begins at `position`; how many raft took, 0 when it takes none now."""
+        """Propose a run that begins at `position`; how many raft took, 0 when it takes none now, or the leader has enough of ours."""
         batch = next_batch(waiting, position)
+        size_bytes = 0 if isinstance(batch, ConfChange) else sum(len(data) for data in batch)
+        if not self._raw.is_leader and not self._forward_window.fits(size_bytes):
+            return 0
         try:
             if isinstance(batch, ConfChange):
                 self._raw.propose_conf_change(batch)
-                return 1
-            self._raw.propose_batch(batch)
+            else:
+                self._raw.propose_batch(batch)
         except ProposalDroppedError:
             return 0
-        return len(batch)
+        count = 1 if isinstance(batch, ConfChange) else len(batch)
+        for proposal in waiting[position : position + count]:
+            proposal.taken(self._raw.term)
+        return count
 
     def _carry_out(self, ready: Ready) -> None:
         assert self._append is not None

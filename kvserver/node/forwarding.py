@@ -32,6 +32,10 @@ class ForwardKind(IntEnum):
     """To the leader: give these leases their whole TTL (lease_desk.py)."""
     LEASE_REMAINING = 5
     """To the leader: how many seconds do these leases have left?"""
+    NO_ROOM = 6
+    """From a leader without room for them to wait: it did not propose these forwarded writes of the member that is asked. As NO_SPACE."""
+    HANDED_BACK = 7
+    """From a member that does not lead: it did not propose these forwarded writes of the member that is asked. As NO_SPACE."""
 
 
 SendRequest = Callable[..., Awaitable[bytes]]

@@ -91,6 +91,7 @@ class Node:
         self.releaser = parts.releaser
         self.apply_queue = parts.apply_queue
         self.inflow = parts.inflow
+        self.forwarded = parts.forwarded
         self.holders: dict[str, Callable[[], int]] = {}  # what rooms above hold, by owner (accounting.py)
         self.backups = parts.backups
         self.watch = WatchHub(store, watch_limits(config))
@@ -253,6 +254,7 @@ class Node:
             last_first.push_async_callback(self._parts.append_queue.wait_idle)
             last_first.push_async_callback(self.transport.stop)
             last_first.push_async_callback(self.space.stop)
+            last_first.push_async_callback(self._parts.notices.stop)
             last_first.push_async_callback(self.halt.stop)
 
     async def _close_wal(self) -> None:
@@ -271,6 +273,8 @@ class Node:
                     return self.space.take_notice(sender, payload)
                 case ForwardKind.LEASE_RENEW | ForwardKind.LEASE_REMAINING:
                     return await self.leases.desk.answer(ForwardKind(kind), payload, self.config.request_timeout_s)
+                case ForwardKind.NO_ROOM | ForwardKind.HANDED_BACK:
+                    return self._parts.notices.take(ForwardKind(kind), payload)
                 case _:
                     raise PeerRequestRefusedError.unknown_kind(kind)
         except ValueError as error:

@@ -35,6 +35,7 @@ from kvserver.api import Api, BidiHandler, StreamHandler, UnaryHandler
 from kvserver.errors import RequestError, UnimplementedError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics, RpcMetrics
+from kvserver.rpc.client_socket import ClientSocket, find_client_socket
 from kvserver.rpc.errors import GO_NAMES, INTERNAL_MESSAGE, oversized_message, status_of
 from kvserver.rpc.intake import Intake, NoMessageError
 from kvserver.rpc.methods import MethodKind, MethodSpec, method_table
@@ -64,6 +65,10 @@ class GrpcCall:
     def on_done(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the call is over: the answer has left, or the client."""
         self._context.add_done_callback(lambda _: callback())
+
+    def connection(self) -> ClientSocket | None:
+        """The client's TCP connection."""
+        return find_client_socket(self.peer)
 
     @property
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:

@@ -285,6 +285,16 @@ class World:
         """A member has read old entries back from its log."""
         self._count("reads of the WAL for others")
 
+    def forwarded_refused(self, message: Message) -> None:
+        """A leader had no room for a forwarded write; its sender hears of it later."""
+        self._count("forwarded writes refused")
+        self.workload.forwarded(message, is_refused=True)
+
+    def forwarded_handed_back(self, message: Message) -> None:
+        """A member that does not lead did not propose a forwarded write; its sender hears of it later."""
+        self._count("forwarded writes handed back")
+        self.workload.forwarded(message, is_refused=False)
+
     def compacted(self, decision: Decision) -> None:
         """A member compacted its window."""
         self._count(f"compactions ({decision.reason.value})")

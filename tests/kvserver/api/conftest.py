@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
-from kvserver.api import Answers, Api, ByteGate, MemberStatus, QuotaGate, build_api
+from kvserver.api import Answers, Api, MemberStatus, QuotaGate, build_api
 from kvserver.apply import AnswerRoom, LeaseKeys
 from kvserver.clock import MonotonicSeconds
 from kvserver.commands import CommandKind
@@ -40,6 +40,9 @@ class FakeCall:
 
     def on_done(self, callback: Callable[[], None]) -> None:
         self.over.append(callback)
+
+    def connection(self) -> None:
+        return None
 
 
 class FakeClock:
@@ -211,7 +214,7 @@ def services() -> Services:
         snapshots=cluster,
         lease_times=cluster,
         quota=QuotaGate(quota_bytes=QUOTA_BYTES, space=cluster, alarms=cluster, clock=clock),
-        answers=Answers(ByteGate(max_bytes=1 << 20, max_waiting=10)),
+        answers=Answers(max_bytes=1 << 20, max_waiting=10, on_cut_off=lambda client: None),
         debug=cluster,
         hub=WatchHub(cluster, WatchLimits()),
         clock=clock,
