@@ -118,7 +118,7 @@ PLANTED_WINDOW = (
     Planted("a pin holds nothing", _pin_holds_nothing, ("pins hold",), 200),
     Planted("a pin doesn't double the caps", _pin_does_not_double_the_caps, ("pins hold",), 200),
     Planted("a snapshot is never taken", _snapshot_never_taken, ("no loop of snapshots",), 60),
-    Planted("learners have no claim", _learners_ignored, ("peers are served",), 200),
+    Planted("learners have no claim", _learners_ignored, ("peers are served", "pins hold"), 200),
     Planted("voters that leave have no claim", _outgoing_voters_ignored, ("peers are served",), 400, is_slow=True),
     Planted("the floor does not ride", _floor_does_not_ride, ("progress after healing",), 60),
     Planted("the window is compacted only after an apply", _compaction_only_after_an_apply, ("progress", "window bound"), 60),
