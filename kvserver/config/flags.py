@@ -209,21 +209,34 @@ _USED: Final = (
         "Closed segments kept on disk, to feed members that are behind memory; 0 keeps and serves none.",
     ),
     _limit("wal-read-cache-bytes", ValueKind.SIZE, "8MiB", "Memory for entries read back from disk, for all members that are behind."),
-    _limit("max-concurrent-requests", ValueKind.INT, "4096", "Most calls being served at a time; more are refused."),
-    _limit("max-inflight-requests", ValueKind.INT, "4096", "Most writes waiting for the cluster at a time; more are refused."),
+    _limit("max-connections", ValueKind.INT, "4096", "Most connections of clients; fewer if the process may not open that many files."),
+    _limit(
+        "max-concurrent-requests",
+        ValueKind.INT,
+        "4096",
+        "Most unary calls being served at a time, and most that gRPC holds before that. More are refused with `too many requests`; "
+        "a burst that is more than both is in part cut off as canceled.",
+    ),
+    _limit("max-open-streams", ValueKind.INT, "4096", "Most streaming calls open at a time; more are refused with `too many requests`."),
+    _limit(
+        "max-inflight-requests",
+        ValueKind.INT,
+        "4096",
+        "Most writes waiting for the cluster at a time; more: `too many requests`.",
+    ),
     _limit(
         "max-inflight-bytes",
         ValueKind.SIZE,
         "16MiB",
-        "Most bytes of writes being received or waiting for the cluster; more wait. "
-        "Below 8MiB they are received one at a time, below 4MiB each goes alone.",
+        "Most bytes of writes being received or waiting for the cluster; more wait. Below 4MiB they are received one at a time.",
     ),
     _limit("max-answer-bytes", ValueKind.SIZE, "16MiB", "Most bytes of answers being built or sent; more wait, a larger one goes alone."),
     _limit(
         "max-uncommitted-bytes",
         ValueKind.SIZE,
         "64MiB",
-        "Most bytes of entries that a leader holds uncommitted, or any member committed and not yet applied; more wait.",
+        "Most bytes of entries that a leader holds uncommitted, or any member committed and not yet applied; more of its own clients wait, "
+        "and so does what other members forward. By default at least --max-inflight-bytes for each member of --initial-cluster.",
     ),
     _limit("peer-queue-bytes", ValueKind.SIZE, "32MiB", "Most bytes queued to one member; more are dropped, and sent again later."),
     _limit("backend-buffer-bytes", ValueKind.SIZE, "8MiB", "Most bytes applied and not yet committed to the store; then applying waits."),
