@@ -4,7 +4,7 @@
 `exit_code` and one-line text `__main__` uses. This package imports nothing heavy: `--version` must answer at once.
 """
 
-from kvserver.config.budget import CALL_BYTES, other_request_bytes
+from kvserver.config.budget import CALL_BYTES, PENDING_PER_REQUEST, other_request_bytes
 from kvserver.config.errors import ConfigError, UsageError
 from kvserver.config.model import ETCD_API_VERSION, LogWindowConfig, ServerConfig, limits_in_force
 from kvserver.config.parser import HelpRequested, Invocation, Run, VersionRequested, parse, version_text
@@ -14,6 +14,7 @@ from kvserver.config.urls import ClusterMember, Url, format_urls, parse_url, par
 __all__ = [
     "CALL_BYTES",
     "ETCD_API_VERSION",
+    "PENDING_PER_REQUEST",
     "ClusterMember",
     "ConfigError",
     "HelpRequested",

@@ -14,9 +14,9 @@ A pure function: the parser applies it to what was not given as a flag of its ow
     queues to the peers           2 weights, at most 128 MiB for each          once for each peer
     entries read back from disk   2 weights, at most 8 MiB or a largest        once
                                   request
-    calls and connections         7 weights, at most 512 MiB                   a fifth at `CONNECTION_BYTES` each; of the rest two fifths
-                                                                               calls that are served, as many that gRPC holds before,
-                                                                               and a fifth streams, at `CALL_BYTES` each
+    calls and connections         8 weights, at most 512 MiB                   a fifth at `CONNECTION_BYTES` each; of the rest a quarter
+                                                                               calls that are served, twice as many that gRPC holds
+                                                                               before, and a quarter streams, at `CALL_BYTES` each
     log window                    4 weights, and what the others leave         twice: a snapshot on its way doubles it
 
 Rules: bytes; nothing is rounded up. A share that reaches its maximum leaves the rest to the log window, the one part in which more is
@@ -45,6 +45,7 @@ __all__ = [
     "CONNECTION_BYTES",
     "LEAST_PEERS",
     "MAX_BUDGET_BYTES",
+    "PENDING_PER_REQUEST",
     "Budget",
     "calls_bytes",
     "derive",
@@ -63,6 +64,8 @@ LEAST_PEERS: Final = 2
 MAX_BUDGET_BYTES: Final = 1 << 40
 CALL_BYTES: Final = 22 * 1024
 """A call: 16 KiB in gRPC before its handler runs, and 6 KiB of task, coroutines and context (measured, with a small message)."""
+PENDING_PER_REQUEST: Final = 2
+"""gRPC may hold so many calls for each one that is served: a client exceeds its bound on streams for a moment when a burst begins."""
 CONNECTION_BYTES: Final = 14 * 1024
 """A client's connection that does nothing (measured)."""
 APPEND_BYTES: Final = _MIB
@@ -128,18 +131,18 @@ class Budget:
 
     @property
     def requests(self) -> int:
-        """How many calls are served at a time, and how many gRPC may hold before that."""
-        return self.calls_bytes * 8 // 25 // CALL_BYTES
+        """How many calls are served at a time; gRPC may hold `PENDING_PER_REQUEST` times as many before that."""
+        return self.calls_bytes // 5 // CALL_BYTES
 
     @property
     def streams(self) -> int:
         """How many streaming calls may be open."""
-        return self.calls_bytes * 4 // 25 // CALL_BYTES
+        return self.calls_bytes // 5 // CALL_BYTES
 
 
 def calls_bytes(*, connections: int, requests: int, streams: int) -> int:
     """What so many connections and calls cost."""
-    return connections * CONNECTION_BYTES + (2 * requests + streams) * CALL_BYTES
+    return connections * CONNECTION_BYTES + ((1 + PENDING_PER_REQUEST) * requests + streams) * CALL_BYTES
 
 
 def other_request_bytes(receive_limit_bytes: int) -> int:
@@ -171,8 +174,8 @@ def least_budget_bytes(receive_limit_bytes: int, *, peers: int = LEAST_PEERS) ->
 
 
 def _weights(peers: int) -> int:
-    """All weights together: 20; what this member's clients send and, in the uncommitted tail, those of all members; the queues."""
-    return 20 + 3 * (1 + peers + 1) + 2 * peers
+    """All weights together: 21; what this member's clients send and, in the uncommitted tail, those of all members; the queues."""
+    return 21 + 3 * (1 + peers + 1) + 2 * peers
 
 
 def derive(budget_bytes: int, *, receive_limit_bytes: int, peers: int = LEAST_PEERS) -> Budget:
@@ -210,7 +213,7 @@ def derive(budget_bytes: int, *, receive_limit_bytes: int, peers: int = LEAST_PE
     buffer_bytes = share(4, 2 * _BUFFER_MAX_BYTES)
     queues_bytes = share(2 * peers, peers * _QUEUE_MAX_BYTES)
     cache_bytes = share(2, max(_READ_CACHE_MAX_BYTES, receive_limit_bytes))
-    held_calls_bytes = share(7, _CALLS_MAX_BYTES)
+    held_calls_bytes = share(8, _CALLS_MAX_BYTES)
     window_bytes = share(4, budget_bytes) + spilled_bytes
     return Budget(
         total_bytes=budget_bytes,

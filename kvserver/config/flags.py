@@ -106,7 +106,13 @@ _USED: Final = (
     ),
     _member("max-request-bytes", ValueKind.SIZE, "1572864", "Largest request of a client."),
     _member("max-txn-ops", ValueKind.INT, "128", "Most operations in one transaction."),
-    _member("max-concurrent-streams", ValueKind.INT, "4294967295", "Most calls that one client connection may have open."),
+    _member(
+        "max-concurrent-streams",
+        ValueKind.INT,
+        "4294967295",
+        "Most calls that one client connection may have open; never more than --max-open-streams, half of --max-concurrent-requests or 100 "
+        "(the most of them). More wait in the client.",
+    ),
     _member("pre-vote", ValueKind.BOOL, "true", "Ask before an election, so that a returning member doesn't disturb the leader."),
     _member(
         "backend-batch-interval",
@@ -214,8 +220,8 @@ _USED: Final = (
         "max-concurrent-requests",
         ValueKind.INT,
         "4096",
-        "Most unary calls being served at a time, and most that gRPC holds before that. More are refused with `too many requests`; "
-        "a burst that is more than both is in part cut off as canceled.",
+        "Most unary calls being served at a time; more are refused with `too many requests`. gRPC holds twice as many before that; "
+        "of a burst that is even more it cuts calls off, as canceled.",
     ),
     _limit("max-open-streams", ValueKind.INT, "4096", "Most streaming calls open at a time; more are refused with `too many requests`."),
     _limit(

@@ -155,6 +155,11 @@ class ServerConfig:
         return max(16 * _MIB, 4 * self.max_request_bytes)
 
     @property
+    def calls_per_connection(self) -> int:
+        """How many calls one connection may have open, whatever `max_concurrent_streams` says: all streams, half of the others, or 100."""
+        return max(100, self.max_open_streams, self.max_concurrent_requests // 2)
+
+    @property
     def stream_window_bytes(self) -> int:
         """What a client may send ahead on one call: less with a budget, as it is a part of what a waiting call costs."""
         return BUDGET_WINDOW_BYTES if self.memory_budget_bytes else 16 * 1024

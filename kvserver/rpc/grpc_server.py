@@ -9,7 +9,8 @@ closed at once), streams per connection, keepalive pings (a client that pings mo
 
 gRPC's core takes calls off the wire faster than the loop begins to serve them. What it holds meanwhile has a bound of its own in gRPC, of
 1,000 by default and random above that; what is beyond ours it cuts off, and the client sees CANCELLED. There is no other word to be had
-from it, so the bound is as large as that of calls being served.
+from it, so the bound is twice that of calls being served, and one connection may not have so many open that it reaches both: what is
+more waits in the client, as HTTP/2 has it.
 
 Caveat: grpcio writes trouble of its own (a peer that does not speak HTTP/2) to stderr unless the environment says `GRPC_VERBOSITY=NONE`
 before it is imported; the entry point sets that.
@@ -24,7 +25,7 @@ from typing import Final
 import grpc.aio
 
 from kvserver.api import Api, ByteGate
-from kvserver.config import ServerConfig, Url, other_request_bytes
+from kvserver.config import PENDING_PER_REQUEST, ServerConfig, Url, other_request_bytes
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.rpc.calls import Calls
@@ -50,7 +51,7 @@ class GrpcLimits:
     read_buffer_bytes: int = 64 * 1024
     max_concurrent_requests: int = 4096
     max_open_streams: int = 4096
-    max_pending_calls: int = 4096
+    max_pending_calls: int = 2 * 4096
     max_connections: int = 4096
     listeners: int = 1
     max_concurrent_streams: int = _INT_MAX
@@ -61,19 +62,19 @@ class GrpcLimits:
     patience_s: float = PATIENCE_S
 
     @classmethod
-    def of(cls, config: ServerConfig, *, max_connections: int | None = None) -> GrpcLimits:
-        """The limits that the flags ask for; fewer connections if the process can't have as many (open_files.py)."""
+    def of(cls, config: ServerConfig) -> GrpcLimits:
+        """The limits that the flags ask for."""
         return cls(
-            max_connections=config.max_connections if max_connections is None else max_connections,
+            max_connections=config.max_connections,
             listeners=len(config.listen_client_urls),
             stream_window_bytes=config.stream_window_bytes,
             max_open_streams=config.max_open_streams,
-            max_pending_calls=config.max_concurrent_requests,
+            max_pending_calls=PENDING_PER_REQUEST * config.max_concurrent_requests,
             receive_limit_bytes=config.receive_limit_bytes,
             max_request_bytes_held=config.max_inflight_bytes,
             max_waiting_requests=config.max_inflight_requests,
             max_concurrent_requests=config.max_concurrent_requests,
-            max_concurrent_streams=config.max_concurrent_streams,
+            max_concurrent_streams=min(config.max_concurrent_streams, config.calls_per_connection),
             request_timeout_s=config.request_timeout_s,
             keepalive_min_time_s=config.grpc_keepalive_min_time_s,
             keepalive_interval_s=config.grpc_keepalive_interval_s,
@@ -103,6 +104,7 @@ class GrpcLimits:
             ("grpc.max_receive_message_length", self.message_limit_bytes),
             ("grpc.http2.lookahead_bytes", self.stream_window_bytes),
             ("grpc.experimental.tcp_max_read_buffer_size", self.read_buffer_bytes),  # of each connection; it grows to megabytes
+            ("grpc.http.overload_protection", 0),
             ("grpc.http2.bdp_probe", 0),  # it would widen the windows of streams that nobody reads from
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", METADATA_BYTES),

@@ -8,6 +8,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -42,14 +43,16 @@ def connections(port: int, count: int, first: bytes = PREFACE) -> Iterator[int]:
             made.append(each)
             with suppress(OSError):  # closed at once: there are too many
                 each.sendall(first)
-        yield sum(is_open(each) for each in made)
+        until_s = time.monotonic() + 5
+        yield sum(is_open(each, until_s) for each in made)
     finally:
         for each in made:
             each.close()
 
 
-def is_open(connection: socket.socket) -> bool:
+def is_open(connection: socket.socket, until_s: float) -> bool:
     """Whether the other side has answered and not closed it."""
+    connection.settimeout(max(0.01, until_s - time.monotonic()))
     try:
         return bool(connection.recv(1))
     except OSError:
@@ -94,7 +97,7 @@ async def connect_and_put(endpoint: str) -> None:
         await put_some(channel.unary_unary(PUT), 1)
 
 
-def test_a_member_without_a_single_free_descriptor_neither_ends_nor_spins_nor_blames_the_disk(
+def test_a_member_without_a_free_descriptor_neither_ends_nor_spins_nor_blames_the_disk(
     make_node: Callable[..., NodeProcess],
 ) -> None:
     node = make_node(SMALL_SEGMENTS)

@@ -113,16 +113,16 @@ def test_the_shares_of_the_documented_example() -> None:
     parts = derive(128_000_000, receive_limit_bytes=RECEIVE_BYTES).parts()
     assert {name: round(part / 1e6, 1) for name, part in parts.items()} == {
         "base": 41.9,
-        "log_window_and_pins": 7.7,
-        "writes": 5.8,
+        "log_window_and_pins": 7.5,
+        "writes": 5.6,
         "other_requests": 8.4,
-        "answers": 5.8,
-        "uncommitted": 17.3,
-        "store_buffer_and_pages": 7.7,
-        "peer_queues": 7.7,
+        "answers": 5.6,
+        "uncommitted": 16.9,
+        "store_buffer_and_pages": 7.5,
+        "peer_queues": 7.5,
         "from_peers": 8.4,
-        "wal_read_cache": 3.8,
-        "calls_and_connections": 13.5,
+        "wal_read_cache": 3.7,
+        "calls_and_connections": 15.0,
     }
 
 

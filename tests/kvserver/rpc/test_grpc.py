@@ -358,10 +358,11 @@ def test_limits_come_from_the_flags() -> None:
     options = dict(limits.channel_options())
     assert limits.max_concurrent_requests == 7
     assert options["grpc.max_receive_message_length"] == 2 * ((1 << 20) + 512 * 1024)
-    assert options["grpc.max_concurrent_streams"] == 2**31 - 1
+    assert options["grpc.max_concurrent_streams"] == 4096
+    assert dict(GrpcLimits.of(ServerConfig(max_concurrent_streams=5)).channel_options())["grpc.max_concurrent_streams"] == 5
     assert options["grpc.keepalive_time_ms"] == 2**31 - 1
     assert options["grpc.so_reuseport"] == 0
     assert options["grpc.max_allowed_incoming_connections"] == 4096
     urls = (Url(host="127.0.0.1", port=1), Url(host="127.0.0.1", port=2))
-    two = GrpcLimits.of(ServerConfig(listen_client_urls=urls), max_connections=100)
+    two = GrpcLimits.of(ServerConfig(listen_client_urls=urls, max_connections=100))
     assert dict(two.channel_options())["grpc.max_allowed_incoming_connections"] == 50
