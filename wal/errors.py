@@ -96,10 +96,14 @@ class WalNoSpaceError(WalError):
 
     def __init__(self, path: Path, cause: OSError) -> None:
         is_out_of_files = cause.errno in OUT_OF_FILES_ERRNOS
-        wanting, remedy = ("file descriptor", MORE_FILES) if is_out_of_files else ("space", FREE_SPACE)
+        wanting = (
+            "there is no file descriptor for this write-ahead log segment"
+            if is_out_of_files
+            else "there is no space for this write-ahead log segment"
+        )
         super().__init__(
-            f"{path}: there is no {wanting} for this write-ahead log segment: {cause.strerror or cause}. Nothing is lost and nothing more"
-            f" is acknowledged; {remedy}, and the log goes on by itself."
+            f"{path}: {wanting}: {cause.strerror or cause}. Nothing is lost and nothing more is acknowledged; "
+            f"{MORE_FILES if is_out_of_files else FREE_SPACE}, and the log goes on by itself."
         )
         self.path = path
         self.cause = cause

@@ -17,7 +17,7 @@ Rules
 - A client that has not sent its message within `PATIENCE_S` is cut off if others wait, the longest first and no more than wait. While more
   than half of the gate is kept for messages on their way, patience is divided among those who wait, down to `LEAST_PATIENCE_S`. A
   connection that was cut off so has `SUSPECT_PATIENCE_S` for its next calls, until a message comes from it or nobody waits. So many
-  connections are remembered at most, the latest: `_MOST_SUSPECTS`.
+  connections are remembered at most, the latest: `MOST_SUSPECTS`.
 - A small message is here already when it is asked for (it fits into the window): only the silent and the large make anybody wait.
 
 Caveats: how much of a message has come can't be seen through grpc.aio: a client that sends a large write over a slow link looks like one
@@ -44,7 +44,7 @@ PATIENCE_S: Final = 5.0
 LEAST_PATIENCE_S: Final = 1.0
 SUSPECT_PATIENCE_S: Final = 0.05
 OTHERS_AT_A_TIME: Final = 8
-_MOST_SUSPECTS: Final = 1024
+MOST_SUSPECTS: Final = 1024
 
 _LOOK_S: Final = 0.05
 _WRITES: Final = frozenset({("KV", "Put"), ("KV", "DeleteRange"), ("KV", "Txn")})
@@ -97,7 +97,7 @@ class Lane:
         self._room_bytes = room_bytes
         self._limit_bytes = limit_bytes
         self._wait_s = wait_s
-        self._arrivals = _Arrivals(gate, room_bytes=room_bytes, patience_s=patience_s)
+        self._arrivals = Arrivals(gate, room_bytes=room_bytes, patience_s=patience_s)
 
     async def receive(self, context: _Context) -> bytes:
         """Wait for room, then for the message. Its size stays taken: the caller gives it back when the call is over.
@@ -170,13 +170,13 @@ class _Sender:
         self.task.cancel()
 
 
-class _Arrivals:
+class Arrivals:
     """The messages on their way through one gate; those who are too slow while others wait are cut off.
 
     Time is counted in looks, not read from a clock: a loop that stood still has not given anybody's message the chance to be seen.
     """
 
-    __slots__ = ("_gate", "_look_s", "_patience_s", "_room_bytes", "_senders", "_suspects", "_timer")
+    __slots__ = ("_gate", "_look_s", "_patience_s", "_room_bytes", "_senders", "_timer", "suspects")
 
     def __init__(self, gate: ByteGate, *, room_bytes: int, patience_s: float) -> None:
         self._gate = gate
@@ -184,7 +184,7 @@ class _Arrivals:
         self._patience_s = patience_s
         self._look_s = min(_LOOK_S, patience_s)
         self._senders: dict[_Sender, None] = {}  # in the order of their admission
-        self._suspects: dict[str, None] = {}  # connections, the latest last
+        self.suspects: dict[str, None] = {}  # connections, the latest last
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, sender: _Sender) -> None:
@@ -199,8 +199,8 @@ class _Arrivals:
 
     def trust(self, sender: _Sender) -> None:
         """Its message is here."""
-        if self._suspects:
-            self._suspects.pop(sender.context.peer(), None)
+        if self.suspects:
+            self.suspects.pop(sender.context.peer(), None)
 
     def _look(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._look_s, self._look) if self._senders else None
@@ -210,12 +210,12 @@ class _Arrivals:
         if waiting:
             self._cut_off(waiting)
         else:
-            self._suspects.clear()
+            self.suspects.clear()
 
     def _cut_off(self, places: int) -> None:
         is_crowded = 2 * len(self._senders) * self._room_bytes > self._gate.max_bytes
         patience_s = min(self._patience_s, max(LEAST_PATIENCE_S, self._patience_s / (1 + places))) if is_crowded else self._patience_s
-        suspects = frozenset(self._suspects) if is_crowded else frozenset()
+        suspects = frozenset(self.suspects) if is_crowded else frozenset()
         for sender in self._senders:
             if not places:
                 return
@@ -225,11 +225,12 @@ class _Arrivals:
             peer = sender.context.peer()
             if waited_s >= patience_s or peer in suspects:
                 sender.cut_off()
-                self._suspect(peer)
+                self.suspect(peer)
                 places -= 1
 
-    def _suspect(self, peer: str) -> None:
-        self._suspects.pop(peer, None)
-        if len(self._suspects) >= _MOST_SUSPECTS:
-            del self._suspects[next(iter(self._suspects))]
-        self._suspects[peer] = None
+    def suspect(self, peer: str) -> None:
+        """Remember a connection; the one that was suspected first is forgotten for it if there are too many."""
+        self.suspects.pop(peer, None)
+        if len(self.suspects) >= MOST_SUSPECTS:
+            del self.suspects[next(iter(self.suspects))]
+        self.suspects[peer] = None

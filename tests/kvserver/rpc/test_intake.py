@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 from grpc import StatusCode
 
-from kvserver.api import Call
+from kvserver.api import ByteGate, Call
 from kvserver.pb import rpc_pb2
 from kvserver.rpc import GrpcLimits, intake
 
@@ -385,3 +385,16 @@ async def test_many_large_reads_at_once_all_end_within_the_bound(serve: Any) -> 
     assert held.served == sum(isinstance(each, bytes) for each in results) > 0
     assert held.most <= gate.max_bytes // len(LARGE)
     assert (gate.held_bytes, gate.waiting_count) == (0, 0)
+
+
+# --- connections that are remembered -----------------------------------------------------------------------------------------------------
+
+
+def test_connections_that_were_cut_off_are_remembered_up_to_a_number() -> None:
+    arrivals = intake.Arrivals(ByteGate(max_bytes=1, max_waiting=1), room_bytes=1, patience_s=1.0)
+    for number in range(intake.MOST_SUSPECTS + 10):
+        arrivals.suspect(f"peer{number}")
+    arrivals.suspect("peer20")  # again: now it is the latest
+    assert len(arrivals.suspects) == intake.MOST_SUSPECTS
+    assert "peer9" not in arrivals.suspects
+    assert next(reversed(arrivals.suspects)) == "peer20"
