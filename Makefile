@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo cluster test test-all verify fix proto mutants sim chaos bench bench-durability bench-memory bench-endurance docker clean
+.PHONY: help setup run demo cluster test test-all verify fix proto mutants sim chaos bench bench-durability bench-memory bench-tuning bench-endurance docker clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench-durability: $(STAMP) ## fdatasyncs per put, and the event loop's lag durin
 
 bench-memory: $(STAMP) ## Memory beside etcd: the same workloads, every member sampled (etcd where it is installed)
 	$(BIN)/python bench/memory.py
+
+bench-tuning: $(STAMP) ## The tuning study: catch-up, p99 of writes and memory, one factor at a time (45 minutes, 20 GB of disk)
+	$(BIN)/python bench/tuning.py
 
 bench-endurance: $(STAMP) ## Memory over 200,000 puts, and with 1,000,000 keys and a restart
 	$(BIN)/python bench/endurance.py puts

@@ -27,6 +27,7 @@ from typing import Final, Protocol
 import grpc
 
 from bench.proxy import Link, ProxyProcess
+from bench.signals import deferred
 from kvserver.pb import rpc_pb2
 from kvserver.testing.load import KvCalls
 from kvserver.testing.ports import PortAllocator
@@ -122,6 +123,7 @@ class Member:
     client_port: int
     peer_port: int
     flags: Sequence[str]
+    http_port: int | None = None
     _process: subprocess.Popen[bytes] | None = field(default=None)
 
     @property
@@ -139,7 +141,7 @@ class Member:
         """Start the process; it is not ready yet."""
         self.directory.mkdir(parents=True, exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "KVSERVER_"))}
-        with self._log_path.open("ab") as log:
+        with self._log_path.open("ab") as log, deferred():
             self._process = subprocess.Popen(
                 [*self.system.command, *self.flags],
                 stdin=subprocess.DEVNULL,
@@ -184,6 +186,10 @@ class Member:
         """Snapshots that this member received from a leader, over all its lives, by its log."""
         return self._log_path.read_bytes().count(self.system.snapshot_mark)
 
+    def ready_count(self) -> int:
+        """How often this member said that it serves clients (kvserver's words), over all its lives, by its log."""
+        return self._log_path.read_bytes().count(b'"msg":"ready to serve client requests"')
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process.
 
@@ -210,9 +216,22 @@ class Member:
 
 
 class Cluster:
-    """`size` members of one system under `directory`; with `is_proxied`, all traffic between them passes a relay that can throttle."""
+    """`size` members of one system under `directory`; with `is_proxied`, all traffic between them passes a relay that can throttle.
 
-    def __init__(self, system: System, directory: Path, *, size: int, ports: PortAllocator, is_proxied: bool = False) -> None:
+    Each gets the `flags` beside the shared ones and, with `has_http`, a port for /metrics (and kvserver's /debug/raft).
+    """
+
+    def __init__(
+        self,
+        system: System,
+        directory: Path,
+        *,
+        size: int,
+        ports: PortAllocator,
+        is_proxied: bool = False,
+        flags: Sequence[str] = (),
+        has_http: bool = False,
+    ) -> None:
         self.proxy: ProxyProcess | None = None
         names = [f"m{number}" for number in range(1, size + 1)]
         peers = {name: ports.next_port() for name in names}
@@ -222,6 +241,10 @@ class Cluster:
         self.members = [
             _member(system, name, directory / name, ports.next_port(), peers[name], advertised[name], initial) for name in names
         ]
+        for member in self.members:
+            member.http_port = ports.next_port() if has_http else None
+            http = [f"--listen-metrics-urls=http://127.0.0.1:{member.http_port}"] if has_http else []
+            member.flags = [*member.flags, *http, *flags]
 
     def start(self, deadline: Deadline) -> None:
         """Start all members and wait until each is ready.

@@ -1,12 +1,13 @@
-"""A relay between members that can make one of them slow: a process of its own, so that it does not disturb who measures.
+"""A relay between members that can make one of them slow, or all of them distant: a process of its own, not to disturb who measures.
 
 Purpose: a slow follower, the same way for every system. In etcd the follower dials the leader and the leader answers with the log on that
 connection; in kvserver every member dials its peers. So a relay stands before *every* member, and throttles the connections that the slow
 member has a part in, whichever side dialled.
 
 Rules: who dialled is found in /proc: the owner of the connecting socket. Orders come on stdin, one JSON object per line: `{"pid": 12,
-"port": 2380, "bytes_per_s": 1000000}` makes the process that listens on that port slow, `{"bytes_per_s": 0}` ends it. The relay ends when
-its stdin does, so it can't outlive the process that started it. Each direction of each connection has the rate for itself.
+"port": 2380, "bytes_per_s": 1000000}` makes the process that listens on that port slow, `{"bytes_per_s": 0}` ends it; `{"delay_s": 0.02}`
+lets everything in every direction of every connection arrive that much later (bench/delay.py). The relay ends when its stdin does, so it
+can't outlive the process that started it. Each direction of each connection has the rate for itself.
 
 Caveats: Linux only; buffers of the sockets (some MB) come on top of what the rate lets pass.
 """
@@ -23,6 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from bench.delay import DelayLine
 
 PIECE_BYTES: Final = 64 * 1024
 START_TIMEOUT_S: Final = 10.0
@@ -72,18 +75,20 @@ def pause_s(sent_bytes: int, elapsed_s: float, bytes_per_s: float) -> float:
 
 
 class Relay:
-    """All links of one cluster, and whom to throttle."""
+    """All links of one cluster, whom to throttle, and how far apart the members are."""
 
     def __init__(self) -> None:
         self._slow_pid = 0
         self._slow_port = 0
         self._bytes_per_s = 0.0
+        self._delay_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def order(self, line: bytes) -> None:
         """Take one order (module docstring)."""
         wish = json.loads(line)
-        self._bytes_per_s = float(wish["bytes_per_s"])
+        self._delay_s = float(wish.get("delay_s", self._delay_s))
+        self._bytes_per_s = float(wish.get("bytes_per_s", self._bytes_per_s))
         self._slow_pid, self._slow_port = int(wish.get("pid", self._slow_pid)), int(wish.get("port", self._slow_port))
 
     async def serve(self, link: Link) -> asyncio.Server:
@@ -102,18 +107,24 @@ class Relay:
         except OSError:  # the member is down: its peer sees a closed connection, as without a relay
             writer.close()
             return
-        ways = (self._pump(link, inode, reader, up_writer), self._pump(link, inode, up_reader, writer))
+        there, back = DelayLine(lambda: self._delay_s), DelayLine(lambda: self._delay_s)
+        ways = (
+            _take_in(reader, there),
+            self._pump(link, inode, there, up_writer),
+            _take_in(up_reader, back),
+            self._pump(link, inode, back, writer),
+        )
         tasks = {asyncio.create_task(way, name=f"relay-{link.listen_port}") for way in ways}
         self._tasks |= tasks
         await asyncio.wait(tasks)
         self._tasks -= tasks
 
-    async def _pump(self, link: Link, inode: str | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, link: Link, inode: str | None, line: DelayLine, writer: asyncio.StreamWriter) -> None:
         clock = asyncio.get_running_loop()
         known_pid, is_dialler = 0, False
         began_s, sent_bytes, rate = clock.time(), 0, 0.0
         try:
-            while piece := await reader.read(PIECE_BYTES):
+            while piece := await line.take():
                 if known_pid != self._slow_pid:
                     known_pid, is_dialler = self._slow_pid, inode is not None and owns_socket(self._slow_pid, inode)
                 wanted = self._bytes_per_s if is_dialler or link.target_port == self._slow_port else 0.0
@@ -127,6 +138,17 @@ class Relay:
             return  # one end is gone; the other is closed below
         finally:
             writer.close()
+            line.end()  # nobody takes any more: who reads for it must not wait for room
+
+
+async def _take_in(reader: asyncio.StreamReader, line: DelayLine) -> None:
+    """Put what comes on the line, until there is no more or nobody takes it."""
+    try:
+        while not line.is_ended and (piece := await reader.read(PIECE_BYTES)):
+            await line.put(piece)
+    except OSError:
+        pass  # as an end: the other side is closed when it has what came before
+    await line.put(b"")
 
 
 async def relay(links: Sequence[Link]) -> None:
@@ -161,6 +183,10 @@ class ProxyProcess:
     def release(self) -> None:
         """Throttle nobody."""
         self._order({"bytes_per_s": 0})
+
+    def delay(self, delay_s: float) -> None:
+        """Let everything in each direction of each connection arrive that much later from now on."""
+        self._order({"delay_s": delay_s})
 
     def stop(self) -> None:
         """End the process and wait for it."""

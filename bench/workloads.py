@@ -1,11 +1,12 @@
-"""The load: closed-loop clients that put values, the same for every system, in a process of its own.
+"""The load: clients that put values, in a closed loop or at a rate, the same for every system, in a process of its own.
 
 Purpose: `Workload` says what is written, `LoadProcess` runs it beside the caller and can be told to end early, `LoadResult` is what
 happened.
 
 Rules: every put has another value (a window at a random place of a block of random bytes, so that nothing compresses and nothing is
-shared); a put that fails is counted by its status and made again, after 20 ms; only acknowledged puts count as puts. Times are
-CLOCK_MONOTONIC seconds, which all processes of a machine share.
+shared); a put that fails is counted by its status and made again, after 20 ms; only acknowledged puts count as puts. With a rate, put
+number n is due n / rate seconds after the start and its latency counts from then, however late it was sent (an open loop, as long as a
+client is free). Times are CLOCK_MONOTONIC seconds, which all processes of a machine share.
 
     python bench/workloads.py --endpoint 127.0.0.1:2379 --puts 1000 --value-bytes 1000000 --clients 50
 """
@@ -31,6 +32,7 @@ import grpc
 import uvloop
 from google.protobuf.message import Message
 
+from bench.signals import deferred
 from kvserver.pb import rpc_pb2
 
 UNBOUNDED: Final = 1 << 40
@@ -45,12 +47,16 @@ _Put: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[Message, rpc_pb2.PutResponse
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """`puts` values of `value_bytes`, each under a key of its own, all under one, or in turn under `key_count` keys (0: no such limit), by
-    `clients` that each wait for their answer."""
+    `clients` that each wait for their answer.
+
+    `rate_per_s` is that of all clients together; 0: each sends its next put when it has the answer.
+    """
 
     puts: int
     value_bytes: int
     is_one_key: bool = False
     clients: int = 1
+    rate_per_s: float = 0.0
     key_count: int = 0
 
     def scaled(self, scale: float) -> int:
@@ -88,13 +94,20 @@ class LoadProcess:
         command = [sys.executable, __file__, f"--endpoint={endpoint}", f"--prefix={prefix}", f"--puts={puts}", f"--seconds={seconds:.3f}"]
         command += [f"--value-bytes={workload.value_bytes}", f"--clients={workload.clients}"]
         command += ["--one-key"] if workload.is_one_key else []
+        command += [f"--rate={workload.rate_per_s}"] if workload.rate_per_s else []
         command += [f"--key-count={workload.key_count}"] if workload.key_count else []
         self._seconds = seconds
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)  # readline() must not take what communicate() reads
-        assert self._process.stdout is not None
-        if self._process.stdout.readline().strip() != b"begun":
+        with deferred():
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, bufsize=0
+            )  # readline() must not take what communicate() reads
+        try:
+            assert self._process.stdout is not None
+            if self._process.stdout.readline().strip() != b"begun":
+                raise RuntimeError("the load did not start")
+        except BaseException:  # SIGTERM, too: nobody else knows the process yet
             self.kill()
-            raise RuntimeError("the load did not start")
+            raise
 
     def end(self) -> LoadResult:
         """Tell the clients to end after the puts that they wait for, and return what happened."""
@@ -113,7 +126,10 @@ class LoadProcess:
             self.kill()
         if self._process.returncode:
             raise RuntimeError(f"the load failed with exit code {self._process.returncode}")
-        return LoadResult(**json.loads(text))
+        try:
+            return LoadResult(**json.loads(text))
+        except ValueError as error:
+            raise RuntimeError(f"the load's result can't be read: {error}") from error
 
     def kill(self) -> None:
         """End it at once and wait for it; nothing when it has ended."""
@@ -132,15 +148,30 @@ async def run_load(options: argparse.Namespace) -> LoadResult:
     block = os.urandom(2 * options.value_bytes + 4096)
     dice = random.Random()
     numbers = itertools.count()
+    turn = asyncio.Lock()
     began_s = time.monotonic()
+
+    async def wait_due(number: int) -> float | None:
+        """When the put was due, once it is; None without a rate."""
+        if not options.rate:
+            return None
+        due_s: float = began_s + number / options.rate
+        await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+        return due_s
 
     async def client(channel: grpc.aio.Channel) -> None:
         put: _Put = channel.unary_unary("/etcdserverpb.KV/Put", rpc_pb2.PutRequest.SerializeToString, rpc_pb2.PutResponse.FromString)
-        while not tally.is_over and (number := next(numbers)) < options.puts:
+        while True:
+            async with turn:  # one client waits for its time, the others for their turn: so nobody sleeps past the end
+                if tally.is_over or (number := next(numbers)) >= options.puts:
+                    return
+                due_s = await wait_due(number)
+            if tally.is_over:
+                return
             key = options.prefix if options.one_key else f"{options.prefix}/{number % options.key_count:09d}"
             start = dice.randrange(options.value_bytes + 4096)
             request = rpc_pb2.PutRequest(key=key.encode(), value=block[start : start + options.value_bytes])
-            while not await _put(put, request, tally):
+            while not await _put(put, request, tally, due_s):
                 if tally.is_over or time.monotonic() - began_s > options.seconds:
                     return
             if time.monotonic() - began_s > options.seconds:
@@ -155,8 +186,8 @@ async def run_load(options: argparse.Namespace) -> LoadResult:
     return LoadResult(began_s=began_s, ended_s=ended_s, done_s=tally.done_s, latencies_s=tally.latencies_s, failures=dict(tally.failures))
 
 
-async def _put(put: _Put, request: rpc_pb2.PutRequest, tally: _Tally) -> bool:
-    sent_s = time.monotonic()
+async def _put(put: _Put, request: rpc_pb2.PutRequest, tally: _Tally, due_s: float | None) -> bool:
+    sent_s = time.monotonic() if due_s is None else due_s
     try:
         await put(request, timeout=CALL_TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
@@ -180,10 +211,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600.0, help="at most")
     parser.add_argument("--value-bytes", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=0.0, help="puts per second of all clients together (default: a closed loop)")
     parser.add_argument("--one-key", action="store_true")
     parser.add_argument("--key-count", type=int, default=UNBOUNDED, help="so many keys, in turn")
     done = uvloop.run(run_load(parser.parse_args()))
-    print(json.dumps({name: getattr(done, name) for name in LoadResult.__dataclass_fields__}))
+    text = json.dumps({name: getattr(done, name) for name in LoadResult.__dataclass_fields__})
+    # not print: where stdout is unbuffered (PYTHONUNBUFFERED), what does not fit into the pipe at once may be lost
+    with open(sys.stdout.fileno(), "wb", closefd=False) as whole:
+        whole.write(text.encode() + b"\n")
     return 0
 
 

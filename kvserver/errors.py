@@ -73,8 +73,37 @@ class RequestTooLargeError(RequestError):
     message = "etcdserver: request is too large"
 
 
+class AnswerTooLargeError(RequestError):
+    """What a write is to answer (ranges, previous values) is more than answers may take; nothing was proposed."""
+
+    message = (
+        "etcdserver: the answer of this write would be larger than the server's answers may be, nothing was written: "
+        "ask for less of it (prev_kv, ranges), or raise --max-answer-bytes"
+    )
+
+
+class AppliedAnswerTooLargeError(RequestError):
+    """As `AnswerTooLargeError`, noticed when it was applied: the keys have grown meanwhile."""
+
+    message = "etcdserver: the write was applied, but its answer (prev_kv, ranges) is larger than the server's answers may be"
+
+
+class RangeTooSlowError(RequestError):
+    """A read takes longer than it may hold on to a state of the store; again, it would take as long."""
+
+    message = "etcdserver: reading this range takes longer than a read may (5 s): give it a limit, or read it in parts"
+
+
 class LeaseNotFoundError(DeterministicError):
     message = "etcdserver: requested lease not found"
+
+
+class LeaseExistsError(DeterministicError):
+    message = "etcdserver: lease already exists"
+
+
+class LeaseTtlTooLargeError(DeterministicError):
+    message = "etcdserver: too large lease TTL"
 
 
 # --- revisions -------------------------------------------------------------------------------------------------------------------------
@@ -189,6 +218,13 @@ class NotLeaderError(RequestError):
 
 class BadLeaderTransfereeError(RequestError):
     message = "etcdserver: bad leader transferee"
+
+
+class NotCapableError(RequestError):
+    """Not every member is known to understand the command that this would take."""
+
+    message = "etcdserver: not capable"
+    retryable = True
 
 
 class NotSupportedForLearnerError(RequestError):

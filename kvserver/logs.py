@@ -256,6 +256,28 @@ class StdlibBridge(logging.Handler):
             root.setLevel(level)
 
 
+class RareLine:
+    """A warning about something that may happen very often: it is written every `every_s` at most, with how often it happened since."""
+
+    __slots__ = ("_clock", "_count", "_event", "_every_s", "_logger", "_said_s")
+
+    def __init__(self, logger: Logger, event: str, *, every_s: float = 10.0, clock: Clock | None = None) -> None:
+        self._logger = logger
+        self._event = event
+        self._every_s = every_s
+        self._clock = clock if clock is not None else SystemClock()
+        self._said_s: float | None = None
+        self._count = 0
+
+    def warning(self, *, count: int = 1, **fields: object) -> None:
+        """It happened, `count` times; the fields are those of the last time."""
+        self._count += count
+        now_s = self._clock.monotonic_s()
+        if self._said_s is None or now_s - self._said_s >= self._every_s:
+            self._logger.warning(self._event, count=self._count, **fields)
+            self._said_s, self._count = now_s, 0
+
+
 class RaftLogSink:
     """Raft's lines as events: the core's text is the message, ids stay in the core's hexadecimal."""
 

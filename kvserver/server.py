@@ -13,18 +13,20 @@ process with exit code 1 and one line that says why.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from random import Random
 from typing import Final
 
-from kvserver.api import Answers, Api, ByteGate, MemberStatus, QuotaGate, build_api
+from kvserver.api import Answers, Api, MemberStatus, QuotaGate, build_api, min_ttl_s
 from kvserver.apply import OnlineCheck
 from kvserver.clock import SystemClock
 from kvserver.config import ETCD_API_VERSION, ServerConfig, limits_in_force
 from kvserver.errors import CorruptError, StoppedError
-from kvserver.logs import Logger
+from kvserver.logs import Logger, RareLine
 from kvserver.memory import HeapTrimmer
 from kvserver.metrics import Metrics
 from kvserver.node import DebugPages, Node, NodeStatus, RemovedError, StoreReader
@@ -33,6 +35,7 @@ from kvserver.pb import rpc_pb2
 from kvserver.rpc import GrpcLimits, GrpcServer, HttpLimits, HttpServer, build_http_app, check_free
 from kvserver.types import Revision
 from kvserver.version import __version__
+from kvserver.watch import CatchUp
 from wal import DescriptorReserve, Files, OsFiles
 
 GRACE_S: Final = 0.3
@@ -153,8 +156,10 @@ class Server:
     def _build_api(self, node: Node) -> Api:
         facts, clock = ClusterFacts(node, self._config), SystemClock()
         self._metrics.attach_node(facts)
-        answers = ByteGate(max_bytes=self._config.max_answer_bytes, max_waiting=self._config.max_concurrent_requests)
-        self._metrics.attach_gate("answers", answers)
+        self._metrics.attach_watch(node.watch)
+        answers = self._make_answers()
+        self._metrics.attach_gate("answers", answers.large)
+        self._metrics.attach_gate("small_answers", answers.small)
         node.holders["answers"] = lambda: answers.held_bytes
         return build_api(
             proposals=node.proposals,
@@ -163,14 +168,28 @@ class Server:
             view=facts,
             reconfiguration=node.reconfiguration,
             snapshots=node.backups,
+            lease_times=node.leases.desk,
             quota=QuotaGate(quota_bytes=self._config.quota_backend_bytes, space=node.store, alarms=node.alarms, clock=clock),
-            answers=Answers(answers),
+            answers=answers,
             debug=DebugPages(node, self._config, self._metrics),
+            hub=node.watch,
             clock=clock,
+            random=Random(secrets.randbits(64)),
             max_request_bytes=self._config.max_request_bytes,
             max_txn_ops=self._config.max_txn_ops,
+            min_lease_ttl_s=min_ttl_s(self._config.election_timeout_s),
             request_timeout_s=self._config.request_timeout_s,
+            election_timeout_s=self._config.election_timeout_s,
         )
+
+    def _make_answers(self) -> Answers:
+        config, cut_off = self._config, RareLine(self._log, "ended connections whose clients don't take their answers while others wait")
+
+        def on_cut_off(client: str) -> None:
+            self._metrics.clients_cut_off.add()
+            cut_off.warning(client=client)
+
+        return Answers(max_bytes=config.max_answer_bytes, max_waiting=config.max_concurrent_requests, on_cut_off=on_cut_off)
 
     async def _serve(self, node: Node, grpc: GrpcServer, api: Api) -> int:
         """Open the client port once the member is published; wait for the end."""
@@ -180,6 +199,7 @@ class Server:
                 tasks["publish"] = group.create_task(self._open(node, grpc, api), name="publish")
                 tasks["stop"] = group.create_task(self._stop_asked.wait(), name="wait-stop")
                 tasks["fail"] = group.create_task(node.wait_failed(), name="wait-failed")
+                tasks["watch"] = group.create_task(CatchUp(node.watch).run(), name="watch-catch-up")
                 tasks["lag"] = group.create_task(self._watch_loop_lag(), name="loop-lag")
                 tasks["trim"] = group.create_task(self._trim_heap(), name="heap-trim")
                 if self._config.corrupt_check_time_s:

@@ -24,10 +24,14 @@ ClusterId = NewType("ClusterId", int)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One member of the cluster, as MemberList shows it; `name` and `client_urls` are empty until it has published itself."""
+    """One member of the cluster, as MemberList shows it; `client_urls` are empty until it has published itself, and so may be `name`.
+
+    `kinds_version` is which kinds of commands it said to know when it did (commands.KINDS_VERSION); 0 if it didn't say.
+    """
 
     id: NodeId
     name: str = ""
     peer_urls: tuple[str, ...] = ()
     client_urls: tuple[str, ...] = ()
     is_learner: bool = False
+    kinds_version: int = 0

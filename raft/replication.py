@@ -27,7 +27,7 @@ _APP_RESP: Final = MessageType.APP_RESP
 def append(r: RaftState, entries: Sequence[Entry]) -> bool:
     """Append copies of `entries` at the leader's term and next indexes. False if the uncommitted tail has no room for them."""
     if not _reserve_uncommitted(r, payload_size_bytes(entries)):
-        r.log_sink.warning(f"{r.id:x} appending new entries to log would exceed uncommitted entry size limit; dropping proposal")
+        r.log_sink.debug(f"{r.id:x} appending new entries to log would exceed uncommitted entry size limit; dropping proposal")
         return False
     term, index = r.term, r.log.last_index
     placed = []

@@ -7,15 +7,17 @@ from kvserver.api.answers import Answers
 from kvserver.api.byte_gate import ByteGate
 from kvserver.api.debug import DebugSource, encode_page
 from kvserver.api.health import Check, HealthReport, HealthService, Probes
+from kvserver.api.lease import LeaseTimes, min_ttl_s
 from kvserver.api.protocols import Call, ClusterView, KvReader, MemberStatus, Proposals, Reads, Reconfiguration
 from kvserver.api.quota import AlarmRaising, QuotaGate, SpaceUse
-from kvserver.api.services import Api, MethodName, StreamHandler, UnaryHandler, build_api
+from kvserver.api.services import Api, BidiHandler, MethodName, StreamHandler, UnaryHandler, build_api
 from kvserver.api.snapshot import SavedCopy, SnapshotSource
 
 __all__ = [
     "AlarmRaising",
     "Answers",
     "Api",
+    "BidiHandler",
     "ByteGate",
     "Call",
     "Check",
@@ -24,6 +26,7 @@ __all__ = [
     "HealthReport",
     "HealthService",
     "KvReader",
+    "LeaseTimes",
     "MemberStatus",
     "MethodName",
     "Probes",
@@ -38,4 +41,5 @@ __all__ = [
     "UnaryHandler",
     "build_api",
     "encode_page",
+    "min_ttl_s",
 ]

@@ -43,8 +43,12 @@ class Guard:
         view = self._view
         if view.is_learner and not for_learner:
             raise NotSupportedForLearnerError
-        if view.leader_id == NO_NODE and _REQUIRE_LEADER in call.metadata:
+        if view.leader_id == NO_NODE and self.requires_leader(call):
             raise NoLeaderError
+
+    def requires_leader(self, call: Call) -> bool:
+        """Whether the client wants no answers while there is no leader."""
+        return _REQUIRE_LEADER in call.metadata
 
     def deadline_s(self, call: Call | None = None) -> float:
         """When the server gives up on the call; monotonic."""

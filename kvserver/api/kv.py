@@ -8,6 +8,7 @@ Rules
   than key and value, and known without another copy of the value. While the CORRUPT alarm is raised nothing is read or written.
 - A linearizable read waits for the read index, a serializable one reads at once. A transaction without puts and deletes is a read: it takes
   no place in the log; it is serializable only if it holds ranges and all of them are.
+- What a write answers has room before it is proposed, if it may be much (write_answers.py).
 - Writes are sent once. An availability error says that the outcome is unknown.
 - While a write waits for the cluster, its bytes are in memory once, in the entry: nobody here holds on to the request (hence `del`).
 
@@ -17,7 +18,6 @@ serializable one. Under the CORRUPT alarm etcd refuses writes and goes on servin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import cast
 
 from google.protobuf.message import Message
@@ -26,6 +26,7 @@ from kvserver.api.answers import Answers
 from kvserver.api.guard import Guard
 from kvserver.api.protocols import Call, ClusterView, KvReader, Proposals, Reads
 from kvserver.api.quota import QuotaGate
+from kvserver.api.write_answers import operations, take_room
 from kvserver.apply import PUT_OVERHEAD_BYTES, txn_cost_bytes
 from kvserver.commands import CommandKind
 from kvserver.errors import CorruptError, RequestTooLargeError
@@ -88,7 +89,7 @@ class KvService:
         del request
         response = cast("rpc_pb2.PutResponse", await proposing)
         if answers_with_value:
-            self._count(response, call)
+            self._answers.slot(call).add(response.ByteSize())
         self._guard.fill(response.header)
         return response
 
@@ -96,8 +97,9 @@ class KvService:
         """Delete the keys in `[key, range_end)`."""
         self._guard.admit(call)
         check_delete(request)
+        slot = await take_room(self._reader, self._answers, request, call)
         response = cast("rpc_pb2.DeleteRangeResponse", await self._propose(CommandKind.DELETE_RANGE, request, call))
-        self._count(response, call)
+        slot.add(response.ByteSize())
         self._guard.fill(response.header)
         return response
 
@@ -111,10 +113,11 @@ class KvService:
             self._refuse_if_corrupt()
             response = await self._reader.read_txn(request, self._answers.slot(call))
         else:
+            slot = await take_room(self._reader, self._answers, request, call)
             proposing = self._propose(CommandKind.TXN, request, call, cost_bytes=txn_cost_bytes(request))
             del request
             response = cast("rpc_pb2.TxnResponse", await proposing)
-            self._count(response, call)
+            slot.add(response.ByteSize())
         self._guard.fill(response.header)
         return response
 
@@ -141,31 +144,16 @@ class KvService:
         finally:
             self._quota.release(cost_bytes)
 
-    def _count(self, response: Message, call: Call) -> None:
-        """Have what a write answers counted."""
-        self._answers.slot(call).add(response.ByteSize())
-
     def _refuse_if_corrupt(self) -> None:
         if any(alarm.alarm == rpc_pb2.CORRUPT for alarm in self._view.alarms()):
             raise CorruptError
 
 
-def _operations(request: rpc_pb2.TxnRequest) -> Iterator[rpc_pb2.RequestOp]:
-    """Every operation of both branches, those of nested transactions included."""
-    branches: Iterable[Iterable[rpc_pb2.RequestOp]] = (request.success, request.failure)
-    for branch in branches:
-        for operation in branch:
-            if operation.HasField("request_txn"):
-                yield from _operations(operation.request_txn)
-            else:
-                yield operation
-
-
 def _is_read_only(request: rpc_pb2.TxnRequest) -> bool:
-    return all(operation.HasField("request_range") for operation in _operations(request))
+    return all(operation.HasField("request_range") for operation in operations(request))
 
 
 def _is_serializable(request: rpc_pb2.TxnRequest) -> bool:
     """Whether a read-only transaction may read without the read index."""
-    serializable = [operation.request_range.serializable for operation in _operations(request)]
+    serializable = [operation.request_range.serializable for operation in operations(request)]
     return bool(serializable) and all(serializable)

@@ -13,13 +13,26 @@ from typing import Protocol
 
 from google.protobuf.message import Message
 
-from kvserver.apply import AnswerRoom
+from kvserver.apply import AnswerRoom, LeaseKeys
 from kvserver.commands import CommandKind
 from kvserver.errors import RequestError
 from kvserver.pb import rpc_pb2
-from kvserver.types import ClusterId, Index, Member, NodeId, Revision, Term
+from kvserver.types import ClusterId, Index, LeaseId, Member, NodeId, Revision, Term
 
-__all__ = ["Call", "ClusterView", "KvReader", "MemberStatus", "Proposals", "Reads", "Reconfiguration", "StreamCall"]
+__all__ = ["Call", "ClusterView", "Connection", "KvReader", "MemberStatus", "Proposals", "Reads", "Reconfiguration", "StreamCall"]
+
+
+class Connection(Protocol):
+    """What a client's calls travel on; to be closed by who asked for it, which changes nothing for the client."""
+
+    def taken_bytes(self) -> int | None:
+        """How much of what was sent the client has taken, since the connection began; None if nothing is known."""
+
+    def hang_up(self) -> bool:
+        """End it, and every call on it; False if it had ended."""
+
+    def close(self) -> None:
+        """Look at it no more."""
 
 
 class Call(Protocol):
@@ -46,6 +59,9 @@ class Call(Protocol):
 
     def on_done(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the call is over: its answer has left, or its client has."""
+
+    def connection(self) -> Connection | None:
+        """What the call travels on, for who has to look at it; None if that can't be found. Costs a walk over the process's descriptors."""
 
     @property
     def request_bytes(self) -> int:
@@ -100,8 +116,17 @@ class KvReader(Protocol):
     async def read_txn(self, request: rpc_pb2.TxnRequest, room: AnswerRoom) -> rpc_pb2.TxnResponse:
         """Answer a checked transaction without puts and deletes, at one revision. Raises as `read_range` does."""
 
+    async def measure_write(self, request: rpc_pb2.TxnRequest | rpc_pb2.DeleteRangeRequest, limit_bytes: int) -> int:
+        """What a checked write would answer if it were applied now, in bytes; exact up to the limit."""
+
     async def hash_kv(self, revision: Revision) -> rpc_pb2.HashKVResponse:
         """Hash the keys and values up to `revision` (0: the current one). Raises as `read_range` does."""
+
+    async def read_leases(self, room: AnswerRoom) -> rpc_pb2.LeaseLeasesResponse:
+        """All leases, ascending by id, when there is room for the answer."""
+
+    async def read_lease(self, lease: LeaseId, room: AnswerRoom, *, with_keys: bool) -> LeaseKeys:
+        """A lease's TTL, and if wanted the keys attached to it, when there is room for the answer."""
 
     async def wait_compacted(self, revision: Revision) -> None:
         """Return when what a compaction at `revision` made unreachable is gone from the disk."""

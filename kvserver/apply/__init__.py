@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from kvserver.apply.alarms import Alarms, change_alarms, is_raised, select
-from kvserver.apply.answering import AnswerRoom, Unbounded
+from kvserver.apply.answering import ANSWER_FORMS, AnswerRoom, Unbounded
 from kvserver.apply.applier import AppliedResult, Applier, OutOfOrderError, UnreadablePayloadError
 from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import inspect
+from kvserver.apply.lease_check import LeaseCheck
+from kvserver.apply.leases import LeaseKeys
 from kvserver.apply.membership import MemberChange, MemberChangeKind, change_members, decode_change, encode_change
 from kvserver.apply.meta import Membership, Meta
 from kvserver.apply.online_check import OnlineCheck
@@ -16,6 +18,7 @@ from kvserver.apply.refounding import RevisionTooLargeError, refound
 from kvserver.apply.store import Store
 
 __all__ = [
+    "ANSWER_FORMS",
     "LEASE_COST_BYTES",
     "PUT_OVERHEAD_BYTES",
     "Alarms",
@@ -24,6 +27,8 @@ __all__ = [
     "Applier",
     "ApplyMetDamageError",
     "HashResult",
+    "LeaseCheck",
+    "LeaseKeys",
     "MemberChange",
     "MemberChangeKind",
     "Membership",

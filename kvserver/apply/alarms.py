@@ -6,8 +6,8 @@ Rules
 - Deterministic: the set depends on the entries alone, so every member refuses the same entries. It is part of the meta table: it survives
   restarts, and travels with snapshots.
 - An alarm is raised by one member and holds for the cluster. Raising one that is raised changes nothing, nor does disarming one that isn't.
-- NOSPACE refuses puts, transactions that put in either branch, and lease grants. CORRUPT refuses every command on keys; it wins over
-  NOSPACE. Members and alarms themselves can always be changed.
+- NOSPACE refuses puts, transactions that put in either branch, and lease grants. CORRUPT refuses every command on keys and leases; it wins
+  over NOSPACE. Members and alarms themselves can always be changed.
 - Any member id and any kind can be raised, known or not, as in etcd; an alarm of a kind that is not known is listed and restricts nothing.
   At most `MAX_ALARMS` are kept; more are answered `too many requests`.
 
@@ -71,6 +71,10 @@ def refusal(alarms: Alarms, kind: CommandKind, payload: bytes) -> RequestError |
     match kind:
         case CommandKind.MEMBER_PUBLISH | CommandKind.ALARM:
             return None
+        case CommandKind.LEASE_GRANT | CommandKind.LEASE_REVOKE | CommandKind.LEASE_EXPIRE if not is_raised(alarms, CORRUPT):
+            return NoSpaceError() if kind is CommandKind.LEASE_GRANT and is_raised(alarms, NOSPACE) else None
+        case CommandKind.LEASE_GRANT | CommandKind.LEASE_REVOKE | CommandKind.LEASE_EXPIRE:
+            return CorruptError()
         case CommandKind.PUT | CommandKind.DELETE_RANGE | CommandKind.TXN | CommandKind.COMPACT:
             if is_raised(alarms, CORRUPT):
                 return CorruptError()

@@ -16,13 +16,15 @@ from typing import Final, Protocol, TypeVar
 
 from kvserver.mvcc import Allowance, RangeTooLargeError, Snapshot
 
-__all__ = ["LOOP_ANSWER_BYTES", "SCAN_BUDGET", "AnswerRoom", "AnswerSource", "Unbounded", "answer"]
+__all__ = ["ANSWER_FORMS", "LOOP_ANSWER_BYTES", "SCAN_BUDGET", "AnswerRoom", "AnswerSource", "Unbounded", "answer"]
 
+ANSWER_FORMS: Final = 2
+"""In how many forms an answer is in memory at a time: as a message and its encoding, then as that and the wire's copy."""
 SCAN_BUDGET: Final = 500
 """Keys that a read may touch on the loop: about 2 ms."""
 LOOP_ANSWER_BYTES: Final = 2 << 20
 FIRST_ANSWER_BYTES: Final = 1 << 20
-"""What is taken for an answer of unknown size."""
+"""What is taken for an answer of unknown size, if it is there; many are small, and a small one must not wait for large ones."""
 
 _Answer = TypeVar("_Answer")
 Work = Callable[[Snapshot], _Answer]
@@ -42,6 +44,9 @@ class AnswerRoom(Protocol):
         Raises RequestError leaves.
         """
 
+    async def wait_some(self, size_bytes: int) -> int:
+        """The same for an answer of unknown size: so many bytes if they are there at once, else as many as a small answer may have."""
+
     def settle(self, size_bytes: int) -> None:
         """The answer is there and has this size: at most what `wait` returned."""
 
@@ -58,6 +63,10 @@ class Unbounded:
         """At once, and without a limit."""
         del size_bytes
         return Allowance().limit_bytes
+
+    async def wait_some(self, size_bytes: int) -> int:
+        """As `wait`."""
+        return await self.wait(size_bytes)
 
     def settle(self, size_bytes: int) -> None:
         """Nothing is counted."""
@@ -81,19 +90,32 @@ async def answer(source: AnswerSource, work: Work[_Answer], room: AnswerRoom) ->
             response = work(source.snapshot(allowance))
             allowance.check()
         except RangeTooLargeError as error:
-            return await _answer_on_thread(source, work, room, error.needed_bytes or FIRST_ANSWER_BYTES)
+            return await _answer_on_thread(source, work, room, error.needed_bytes)
         if room.try_take(allowance.used_bytes):
             return response
         del response
         await room.wait(allowance.used_bytes)
 
 
-async def _answer_on_thread(source: AnswerSource, work: Work[_Answer], room: AnswerRoom, needed_bytes: int) -> _Answer:
+async def _answer_on_thread(source: AnswerSource, work: Work[_Answer], room: AnswerRoom, needed_bytes: int | None) -> _Answer:
+    limit_bytes = await (room.wait(needed_bytes) if needed_bytes else room.wait_some(FIRST_ANSWER_BYTES))
     while True:
-        allowance = Allowance(limit_bytes=await room.wait(needed_bytes))
+        allowance = Allowance(limit_bytes=limit_bytes)
         response = await source.run_on_view(work, allowance)
         if not allowance.is_exceeded:
             room.settle(allowance.used_bytes)
             return response
         del response
-        needed_bytes = allowance.used_bytes + allowance.used_bytes // 8  # it may grow meanwhile
+        limit_bytes = await room.wait(allowance.used_bytes + allowance.used_bytes // 8)  # it may grow meanwhile
+
+
+async def measure_answer(source: AnswerSource, work: Work[None], limit_bytes: int) -> int:
+    """What an answer would cost that `work` measures, on the loop or on a thread as `answer`; exact up to the limit."""
+    allowance = Allowance(keys=SCAN_BUDGET, limit_bytes=min(limit_bytes, LOOP_ANSWER_BYTES), builds=False)
+    try:
+        work(source.snapshot(allowance))
+        allowance.check()
+    except RangeTooLargeError:
+        allowance = Allowance(limit_bytes=limit_bytes, builds=False)
+        await source.run_on_view(work, allowance)
+    return allowance.used_bytes

@@ -7,6 +7,8 @@ conf_state         pb ConfState as of the applied index
 membership         pb StoredMembership: cluster id, members, removed ids
 alarms             pb AlarmResponse without a header: the alarms that are raised, ascending; absent or empty without any
 compaction         see mvcc.compaction
+unfinished, unfinished_request   see mvcc.unfinished
+kinds              4 bytes big-endian: the lowest commands.KINDS_VERSION that knows every kind applied so far; absent: 1
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Final, Protocol
 
 from kvserver.apply.alarms import Alarms, decode_alarms
 from kvserver.mvcc import FIRST_REVISION, META
+from kvserver.mvcc.unfinished import PROGRESS_KEY
 from kvserver.pb import internal_pb2 as internal
 from kvserver.storage import DAMAGE_ADVICE
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision, Term
@@ -30,6 +33,7 @@ STATE_KEY: Final = b"state"
 CONF_STATE_KEY: Final = b"conf_state"
 MEMBERSHIP_KEY: Final = b"membership"
 ALARMS_KEY: Final = b"alarms"
+KINDS_KEY: Final = b"kinds"
 
 _NO_CLUSTER: Final = ClusterId(0)
 _NO_INDEX: Final = Index(0)
@@ -58,7 +62,7 @@ class Membership:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meta:
-    """Everything the meta table holds but compaction."""
+    """Everything the meta table holds but compaction and what is unfinished; `is_unfinished`: an entry is applied in part."""
 
     index: Index = _NO_INDEX
     term: Term = _NO_TERM
@@ -66,6 +70,8 @@ class Meta:
     conf_state: ConfState = _NO_CONF_STATE
     membership: Membership = field(default_factory=Membership)
     alarms: Alarms = ()
+    is_unfinished: bool = False
+    kinds_version: int = 1
 
 
 def read(reader: MetaReader) -> Meta | None:
@@ -91,6 +97,8 @@ def read(reader: MetaReader) -> Meta | None:
         conf_state=decode_conf_state(reader.get(META, CONF_STATE_KEY) or b""),
         membership=decode_membership(reader.get(META, MEMBERSHIP_KEY) or b""),
         alarms=decode_alarms(reader.get(META, ALARMS_KEY) or b""),
+        is_unfinished=reader.get(META, PROGRESS_KEY) is not None,
+        kinds_version=int.from_bytes(reader.get(META, KINDS_KEY) or b"\x01", "big"),
     )
 
 
@@ -107,6 +115,11 @@ def unsealed_format(stored: bytes | None) -> int | None:
 def encode_format() -> bytes:
     """The value of `format`."""
     return _FORMAT.pack(FORMAT)
+
+
+def encode_kinds_version(version: int) -> bytes:
+    """The value of `kinds`."""
+    return _FORMAT.pack(version)
 
 
 def encode_state(index: int, term: int, revision: int) -> bytes:
@@ -144,7 +157,12 @@ def encode_membership(membership: Membership) -> bytes:
     )
     for _, member in sorted(membership.members.items()):
         stored.members.add(
-            id=member.id, name=member.name, peer_urls=member.peer_urls, client_urls=member.client_urls, is_learner=member.is_learner
+            id=member.id,
+            name=member.name,
+            peer_urls=member.peer_urls,
+            client_urls=member.client_urls,
+            is_learner=member.is_learner,
+            kinds_version=member.kinds_version,
         )
     return stored.SerializeToString(deterministic=True)
 
@@ -159,6 +177,7 @@ def decode_membership(data: bytes) -> Membership:
             peer_urls=tuple(member.peer_urls),
             client_urls=tuple(member.client_urls),
             is_learner=member.is_learner,
+            kinds_version=member.kinds_version,
         )
         for member in stored.members
     )

@@ -6,7 +6,8 @@ Theory of operation
 - The work is cut into slices. Each slice holds a read view for a moment (which keeps the pages of its state as they are), reads in a thread
   of its own, and lets go: LMDB can reuse pages between slices, so the file doesn't grow.
 - First the file is read page by page without LMDB (storage.pages), table by table, each slice going on behind the last key; then the tables
-  are compared through LMDB (mvcc.integrity). What a read of a client would have met, and what no read would notice, is found alike.
+  are compared through LMDB (mvcc.integrity, lease_check). What a read of a client would have met, and what no read would notice, is found
+  alike.
 - After a slice of t seconds the check rests for `REST_FACTOR` times t: it takes a tenth of one core at most.
 
 Rules: nothing is written. Damage goes to the store's `on_corrupt`, once for each place and run, `MAX_REPORTS` in a run. A slice whose view
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
+from kvserver.apply.lease_check import LeaseCheck
 from kvserver.apply.store import Store
 from kvserver.metrics import CheckProgress
 from kvserver.mvcc import TABLES, Snapshot, describe_row
@@ -88,6 +90,17 @@ class OnlineCheck:
             return more
 
         while await self._slice(thread, compare):
+            pass
+        leases = LeaseCheck(self._report)
+
+        def compare_leases(view: ReadView, state: Snapshot) -> bool:
+            del view
+            before = leases.rows
+            more = leases.run_slice(state, COMPARED_ROWS)
+            self.progress.rows += leases.rows - before
+            return more
+
+        while await self._slice(thread, compare_leases):
             pass
 
     async def _slice(self, thread: ThreadPoolExecutor, work: Callable[[ReadView, Snapshot], T]) -> T:

@@ -12,9 +12,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from kvserver.errors import RequestTimeoutError
+from kvserver.errors import RangeTooSlowError, RequestTimeoutError
 from kvserver.mvcc import Allowance, KvHash, Snapshot
-from kvserver.storage import ReadView, ViewExpiredError
+from kvserver.storage import ReadView, ViewExpiredError, ViewTooOldError
 from kvserver.types import Revision
 
 READ_THREADS: Final = 2
@@ -46,13 +46,18 @@ class ThreadedReads:
     async def run(self, work: Callable[[Snapshot], _Answer], allowance: Allowance) -> _Answer:
         """Have a thread do `work` on a view of one state, not older than the call, within the allowance.
 
-        Raises what `work` raises, and RequestTimeoutError: the view expired, or the store is being closed or replaced.
+        Raises what `work` raises, and
+
+            RangeTooSlowError: it takes longer than a view may live.
+            RequestTimeoutError: the store is being closed or replaced.
         """
         loop = asyncio.get_running_loop()
         async with self._slots:
             try:
                 view, state = self._make_view()
                 return await loop.run_in_executor(self._threads, _run, view, state._replace(allowance=allowance), work)
+            except ViewTooOldError as error:
+                raise RangeTooSlowError from error
             except ViewExpiredError as error:
                 raise RequestTimeoutError from error
 

@@ -5,6 +5,7 @@ and replaces the whole.
 
 Rules
 - Every applied entry ends with `end_entry`, which writes index, term and revision next to the entry's data: one batch, one transaction.
+  One that takes several slices ends each of the others with `end_slice`: batches end there, too, and mvcc.unfinished says how far it is.
 - Only the Applier (and `bootstrap`, and the removal slices) writes. All methods belong to the loop, except `copy_to` (any thread) and what
   runs on views.
 - Large reads leave the loop (answering.py), to views in a small thread pool.
@@ -21,17 +22,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
-from kvserver.apply import meta
+from kvserver.apply import leases, meta
 from kvserver.apply.alarms import Alarms, encode_alarms
-from kvserver.apply.answering import AnswerRoom, Unbounded, answer
+from kvserver.apply.answering import AnswerRoom, Unbounded, answer, measure_answer
 from kvserver.apply.errors import ApplyMetDamageError
 from kvserver.apply.inspection import damaged, inspect, inspect_checked, position_of, read_meta
 from kvserver.apply.meta import Membership, Meta
 from kvserver.apply.reading import READ_THREADS, HashResult, ThreadedReads
 from kvserver.apply.removal import Removal
 from kvserver.errors import CorruptError, RequestError, StoppedError
-from kvserver.mvcc import META, TABLES, Allowance, KvHash, Mvcc, Snapshot, describe_row, execute_range
-from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse, TxnRequest, TxnResponse
+from kvserver.lease import LeaseTable
+from kvserver.mvcc import LEASE, LEASE_KEY, META, TABLES, Allowance, KvHash, Mvcc, Snapshot, describe_row, execute_range, measure
+from kvserver.pb.rpc_pb2 import DeleteRangeRequest, LeaseLeasesResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse
 from kvserver.storage import (
     DamagedRowError,
     Engine,
@@ -40,7 +42,7 @@ from kvserver.storage import (
     ReadView,
     StoreDamagedError,
 )
-from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision, Term
+from kvserver.types import ClusterId, ConfState, Index, LeaseId, Member, NodeId, Revision, Term
 from raft.types import SnapshotMetadata
 from wal import Files, OsFiles
 
@@ -52,6 +54,10 @@ _Answer = TypeVar("_Answer")
 
 def _ignore(text: str) -> None:
     del text
+
+
+def _ignore_lease(lease: LeaseId, ttl_s: int | None) -> None:
+    del lease, ttl_s
 
 
 class Store:
@@ -72,7 +78,13 @@ class Store:
         self._conf_state = ConfState()
         self._membership = Membership()
         self._alarms: Alarms = ()
+        self._kinds_version = 1
+        self.on_lease: Callable[[LeaseId, int | None], None] = _ignore_lease
+        """Told, within the entry, of every lease that is granted (with its TTL) or ended (None)."""
+        self._told_revision = Revision(0)
+        self._on_revision: Callable[[Revision, int], None] | None = None
         self.mvcc: Mvcc
+        self.leases: LeaseTable
         self._load()
 
     @classmethod
@@ -153,6 +165,11 @@ class Store:
         return self._alarms
 
     @property
+    def kinds_version(self) -> int:
+        """The lowest version of the commands' kinds that every member must know already, as such were applied."""
+        return self._kinds_version
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing was ever written: neither bootstrapped nor applied."""
         return not self._initialised
@@ -221,13 +238,26 @@ class Store:
 
         Raises:
             EmptyKeyError, FutureRevisionError, CompactedError, CorruptError.
-            RequestTimeoutError: it takes longer than a view may live, or the store is being closed or replaced.
+            RangeTooSlowError: it takes longer than a view may live.
+            RequestTimeoutError: the store is being closed or replaced.
         """
         return await answer(self, lambda state: execute_range(state, request), room)
 
     async def read_txn(self, request: TxnRequest, room: AnswerRoom = UNBOUNDED) -> TxnResponse:
         """Answer a transaction that writes nothing; as `read`. Raises also what a transaction raises."""
         return await answer(self, lambda state: self.mvcc.read_txn(request, state), room)
+
+    async def read_leases(self, room: AnswerRoom = UNBOUNDED) -> LeaseLeasesResponse:
+        """All leases, ascending; as `read`."""
+        return await answer(self, leases.list_leases, room)
+
+    async def read_lease(self, lease: LeaseId, room: AnswerRoom = UNBOUNDED, *, with_keys: bool = True) -> leases.LeaseKeys:
+        """A lease's TTL, and if wanted the keys attached to it, in byte order; as `read`."""
+        return await answer(self, lambda state: leases.read_lease(state, lease, with_keys=with_keys), room)
+
+    async def measure(self, request: TxnRequest | DeleteRangeRequest, limit_bytes: int) -> int:
+        """What a write would answer if it were applied now, in bytes; exact up to the limit. Raises as `read` does."""
+        return await measure_answer(self, lambda state: measure(state, request), limit_bytes)
 
     def snapshot(self, allowance: Allowance) -> Snapshot:
         """The present state, for the loop, within the allowance. Raises as `read_view`."""
@@ -293,8 +323,18 @@ class Store:
             engine.put(META, meta.FORMAT_KEY, meta.encode_format())
             self._initialised = True
         self._index, self._term = index, term
-        engine.put(META, meta.STATE_KEY, meta.encode_state(index, term, self.mvcc.current_revision))
+        mvcc = self.mvcc
+        revision = mvcc.current_revision
+        engine.put(META, meta.STATE_KEY, meta.encode_state(index, term, revision))
         engine.end_entry(index)
+        if revision != self._told_revision:
+            self._told_revision = revision
+            if self._on_revision is not None:
+                self._on_revision(revision, mvcc.last_changes)
+
+    def end_slice(self) -> None:
+        """A part of the entry behind the applied index is written. Raises FatalError if the store has failed."""
+        self._engine.end_entry(self._index)
 
     def set_conf_state(self, conf_state: ConfState) -> None:
         """Change the configuration within an entry."""
@@ -311,6 +351,12 @@ class Store:
         self._alarms = alarms
         self._engine.put(META, meta.ALARMS_KEY, encode_alarms(alarms))
 
+    def need_kinds(self, version: int) -> None:
+        """A command that only this version of the kinds (and later ones) knows is being applied, within its entry."""
+        if version > self._kinds_version:
+            self._kinds_version = version
+            self._engine.put(META, meta.KINDS_KEY, meta.encode_kinds_version(version))
+
     @property
     def membership(self) -> Membership:
         """The members, the removed ids and the cluster's id."""
@@ -322,6 +368,10 @@ class Store:
         self._refusal = CorruptError if is_damaged else StoppedError
         self._removal.stop(is_damaged=is_damaged)
         self._engine.poison(cause)
+
+    def on_revision(self, callback: Callable[[Revision, int], None] | None) -> None:
+        """Have `callback` told of each revision that an entry makes, and how many changes it has, when the entry has ended."""
+        self._on_revision = callback
 
     # --- compaction ----------------------------------------------------------------------------------------------------------------------
 
@@ -409,8 +459,11 @@ class Store:
         self._index, self._term = state.index, state.term
         self._opened_index = state.index
         self._conf_state, self._membership, self._alarms = state.conf_state, state.membership, state.alarms
+        self._kinds_version = state.kinds_version
+        self.leases = LeaseTable(self._engine, leases=LEASE, keys=LEASE_KEY)
         try:
-            self.mvcc = Mvcc(self._engine, current_revision=state.revision, on_corrupt=self.report_corrupt)
+            self.mvcc = Mvcc(self._engine, current_revision=state.revision, on_corrupt=self.report_corrupt, leases=self.leases)
         except DamagedRowError as error:
             raise damaged(self._engine.path, error) from error
+        self._told_revision = state.revision
         self._removal.load(self.mvcc.compactor)

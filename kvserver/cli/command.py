@@ -19,9 +19,10 @@ def make_command(
     summary: str = "",
     help_text: str = "",
     run: Callable[..., None] | None = None,
+    kind: type[FlagCommand] = FlagCommand,
 ) -> FlagCommand:
     """A command that calls `run(arguments, **flags)`; inherited flags go to the context. `arguments` is the usage text behind the flags."""
-    return FlagCommand(
+    return kind(
         name,
         params=[
             *(FlagOption(flag) for flag in flags),

@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "del": LazyCommand(module="kvserver.cli.kv", attribute="delete", summary="Removes the specified key or range of keys [key, range_end)"),
     "endpoint": LazyCommand(module="kvserver.cli.endpoint", attribute="endpoint", summary="Endpoint related commands"),
     "get": LazyCommand(module="kvserver.cli.kv", attribute="get", summary="Gets the key or a range of keys"),
+    "lease": LazyCommand(module="kvserver.cli.lease", attribute="lease", summary="Lease related commands"),
     "member": LazyCommand(module="kvserver.cli.member", attribute="member", summary="Membership related commands"),
     "memory": LazyCommand(
         module="kvserver.cli.memory", attribute="memory", summary="Shows what the members' memory consists of, and who holds it"
@@ -42,6 +43,7 @@ COMMANDS: Final = {
     "snapshot": LazyCommand(module="kvserver.cli.snapshot", attribute="snapshot", summary="Manages snapshots of a server"),
     "top": LazyCommand(module="kvserver.cli.memory", attribute="top", summary="Shows the members' memory, live"),
     "txn": LazyCommand(module="kvserver.cli.txn", attribute="txn", summary="Processes all the requests in one transaction"),
+    "watch": LazyCommand(module="kvserver.cli.watch", attribute="watch", summary="Watches events stream on keys or prefixes"),
     "version": LazyCommand(module="kvserver.cli.version_command", attribute="version", summary="Prints the version of kvctl"),
 }
 

@@ -14,6 +14,7 @@ from kvserver.client.errors import (
     ServerError,
 )
 from kvserver.client.ranges import EVERYTHING_FROM_KEY, prefix_end
+from kvserver.client.watching import Watch
 
 __all__ = [
     "DEFAULT_ENDPOINT",
@@ -27,6 +28,7 @@ __all__ = [
     "InvalidEndpointError",
     "NoEndpointError",
     "ServerError",
+    "Watch",
     "parse_endpoint",
     "prefix_end",
 ]

@@ -19,10 +19,11 @@ from typing import Self
 from kvserver.client import methods
 from kvserver.client.config import MAX_REQUEST_BYTES, ClientConfig
 from kvserver.client.connection import Connection, Metadata
-from kvserver.client.errors import RESOURCE_EXHAUSTED, CallTimeoutError, ConnectError, ServerError
+from kvserver.client.errors import RESOURCE_EXHAUSTED, CallTimeoutError, ClientError, ConnectError, ServerError
 from kvserver.client.methods import Method, RequestT, ResponseT
 from kvserver.client.policy import backoff_s, changes_nothing, may_retry
 from kvserver.client.pool import EndpointPool
+from kvserver.client.watching import Watch
 from kvserver.pb import debug_pb2
 from kvserver.pb import rpc_pb2 as pb
 
@@ -145,6 +146,57 @@ class Client:
     async def compact(self, revision: int, *, physical: bool = False) -> pb.CompactionResponse:
         """Forget the history below `revision`; `physical` waits until the space is free."""
         return await self.call(methods.COMPACT, pb.CompactionRequest(revision=revision, physical=physical))
+
+    # --- leases --------------------------------------------------------------------------------------------------------------------------
+
+    async def lease_grant(self, ttl_s: int, *, lease: int = 0) -> pb.LeaseGrantResponse:
+        """Make a lease of at least `ttl_s` seconds; 0 leaves its id to the server."""
+        return await self.call(methods.LEASE_GRANT, pb.LeaseGrantRequest(TTL=ttl_s, ID=lease))
+
+    async def lease_revoke(self, lease: int) -> pb.LeaseRevokeResponse:
+        """End a lease, and with it its keys."""
+        return await self.call(methods.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease))
+
+    async def lease_time_to_live(self, lease: int, *, keys: bool = False) -> pb.LeaseTimeToLiveResponse:
+        """The seconds that a lease has left (-1: there is none), and on demand its keys."""
+        return await self.call(methods.LEASE_TIME_TO_LIVE, pb.LeaseTimeToLiveRequest(ID=lease, keys=keys))
+
+    async def leases(self) -> pb.LeaseLeasesResponse:
+        """All leases."""
+        return await self.call(methods.LEASE_LEASES, pb.LeaseLeasesRequest())
+
+    async def lease_keep_alive_once(self, lease: int) -> pb.LeaseKeepAliveResponse:
+        """Give a lease its whole TTL again; the answer's TTL is 0 if there is no such lease."""
+        return await self.call(methods.LEASE_KEEP_ALIVE, pb.LeaseKeepAliveRequest(ID=lease))
+
+    async def lease_keep_alive(self, lease: int) -> AsyncGenerator[pb.LeaseKeepAliveResponse, None]:
+        """Renew a lease three times within its TTL, each time through whichever endpoint answers, and yield the answers; ends when there is
+        no such lease (any more).
+
+        Raises the last failure when the lease must have ended meanwhile, as nobody could be reached; at once if the first renewal fails.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time()
+        while True:
+            try:
+                answer = await self.lease_keep_alive_once(lease)
+            except ClientError:
+                if loop.time() >= until_s:
+                    raise
+                await asyncio.sleep(backoff_s(1))
+                continue
+            if answer.TTL <= 0:
+                return
+            until_s = loop.time() + answer.TTL
+            yield answer
+            await asyncio.sleep(answer.TTL / 3)
+
+    def watch(self, request: pb.WatchCreateRequest, *, require_leader: bool = False) -> Watch:
+        """Watch keys, across failures of endpoints (watching.py). `require_leader`: not by a member that knows no leader."""
+        return Watch(self._pool, self._authenticated_now, request, require_leader=require_leader)
+
+    async def _authenticated_now(self, connection: Connection) -> Metadata:
+        return await self._authenticated(connection, _Deadline(self._config.call_timeout_s))
 
     # --- cluster and maintenance ---------------------------------------------------------------------------------------------------------
 

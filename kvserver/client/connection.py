@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, Generic, TypeAlias, cast
 
 import grpc
 import grpc.aio
 
 from kvserver.client.config import MIN_KEEPALIVE_TIME_S, ClientConfig, Endpoint
-from kvserver.client.errors import DEADLINE_EXCEEDED, UNKNOWN, CallTimeoutError, ConnectError, ServerError
+from kvserver.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE, UNKNOWN, CallTimeoutError, ConnectError, ServerError
 from kvserver.client.methods import Method, RequestT, ResponseT
 from kvserver.client.policy import backoff_s
 
@@ -75,6 +75,8 @@ class Connection:
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout_s: float | None, metadata: Metadata = ()
     ) -> ResponseT:
         """Send one request, once. Raises `ServerError` or `CallTimeoutError`."""
+        if method.is_exchange:
+            return await self._exchange(method, request, timeout_s, metadata)
         invoke = self._channel.unary_unary(
             method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
         )
@@ -82,6 +84,27 @@ class Connection:
             return await invoke(request, timeout=timeout_s, metadata=tuple(metadata))
         except grpc.aio.AioRpcError as error:
             raise _failure(error) from None
+
+    async def _exchange(
+        self, method: Method[RequestT, ResponseT], request: RequestT, timeout_s: float | None, metadata: Metadata
+    ) -> ResponseT:
+        """One request and its answer on a stream of their own."""
+        invoke = self._channel.stream_stream(
+            method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
+        )
+        call = invoke(timeout=timeout_s, metadata=tuple(metadata))
+        try:
+            await call.write(request)
+            await call.done_writing()
+            return cast("ResponseT", await anext(aiter(call)))  # not call.read(): see Duplex
+        except StopAsyncIteration:
+            raise ServerError(UNAVAILABLE, "the server closed the stream without an answer") from None
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from None
+        except asyncio.InvalidStateError:  # it ended while the request was being written; its status says why
+            raise ServerError(_number(await call.code()), await call.details() or "") from None
+        finally:
+            call.cancel()
 
     async def stream(
         self, method: Method[RequestT, ResponseT], request: RequestT, timeout_s: float | None, metadata: Metadata = ()
@@ -98,6 +121,14 @@ class Connection:
             raise _failure(error) from None
         finally:
             call.cancel()
+
+    def duplex(self, method: Method[RequestT, ResponseT], metadata: Metadata = ()) -> Duplex[RequestT, ResponseT]:
+        """Begin a call in which both sides stream. Cancel it when done."""
+        invoke = self._channel.stream_stream(
+            method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
+        )
+        call: grpc.aio.StreamStreamCall[Any, ResponseT] = invoke(metadata=tuple(metadata))
+        return Duplex(call)
 
     def raw_caller(self, path: str) -> RawCall:
         """What sends serialized requests to one unary RPC, once each; for those who count microseconds. The calls raise as `call`."""
@@ -137,6 +168,36 @@ class Connection:
         if answer is None:
             return "accepts connections but does not answer: it hangs or is overloaded"
         return "is too slow to answer" if answer[3:4] == _SETTINGS else "accepts connections but does not speak gRPC"
+
+
+class Duplex(Generic[RequestT, ResponseT]):
+    """A call in which both sides stream. Responses are iterated over: grpcio's `read` drops those that are here when the status is, too."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[Any, ResponseT]) -> None:
+        self._call = call
+        self._responses = aiter(call)
+
+    async def write(self, request: RequestT) -> None:
+        """Send one request. Raises `ServerError`."""
+        try:
+            await self._call.write(request)
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from None
+        except asyncio.InvalidStateError:
+            raise ServerError(UNAVAILABLE, "the call has ended") from None
+
+    async def read(self) -> ResponseT:
+        """The next response. Raises `ServerError`, also where the server has ended the stream in peace (UNAVAILABLE)."""
+        try:
+            return cast("ResponseT", await anext(self._responses))
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from None
+        except StopAsyncIteration:
+            raise ServerError(UNAVAILABLE, "the server has ended the stream") from None
+
+    def cancel(self) -> None:
+        """End the call from this side."""
+        self._call.cancel()
 
 
 def _failure(error: grpc.aio.AioRpcError) -> ServerError | CallTimeoutError:

@@ -16,6 +16,7 @@ DEADLINE_EXCEEDED: Final = 4
 PERMISSION_DENIED: Final = 7
 RESOURCE_EXHAUSTED: Final = 8
 UNIMPLEMENTED: Final = 12
+INTERNAL: Final = 13
 UNAVAILABLE: Final = 14
 
 CODE_NAMES: Final[Mapping[int, str]] = {

@@ -20,12 +20,13 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method(Generic[RequestT, ResponseT]):
-    """One RPC: unary, or a stream of responses to one request."""
+    """One RPC: unary, a stream of responses to one request, or streams both ways; with `is_exchange` a call is one exchange on those."""
 
     path: str
     request: type[RequestT]
     response: type[ResponseT]
     read_only: bool = False
+    is_exchange: bool = False
 
 
 RANGE: Final = Method(path="/etcdserverpb.KV/Range", request=pb.RangeRequest, response=pb.RangeResponse, read_only=True)
@@ -34,6 +35,21 @@ DELETE_RANGE: Final = Method(path="/etcdserverpb.KV/DeleteRange", request=pb.Del
 TXN: Final = Method(path="/etcdserverpb.KV/Txn", request=pb.TxnRequest, response=pb.TxnResponse)
 TXN_READ_ONLY: Final = Method(path=TXN.path, request=pb.TxnRequest, response=pb.TxnResponse, read_only=True)
 COMPACT: Final = Method(path="/etcdserverpb.KV/Compact", request=pb.CompactionRequest, response=pb.CompactionResponse)
+LEASE_GRANT: Final = Method(path="/etcdserverpb.Lease/LeaseGrant", request=pb.LeaseGrantRequest, response=pb.LeaseGrantResponse)
+LEASE_REVOKE: Final = Method(path="/etcdserverpb.Lease/LeaseRevoke", request=pb.LeaseRevokeRequest, response=pb.LeaseRevokeResponse)
+LEASE_KEEP_ALIVE: Final = Method(
+    path="/etcdserverpb.Lease/LeaseKeepAlive",
+    request=pb.LeaseKeepAliveRequest,
+    response=pb.LeaseKeepAliveResponse,
+    read_only=True,
+    is_exchange=True,
+)
+LEASE_TIME_TO_LIVE: Final = Method(
+    path="/etcdserverpb.Lease/LeaseTimeToLive", request=pb.LeaseTimeToLiveRequest, response=pb.LeaseTimeToLiveResponse, read_only=True
+)
+LEASE_LEASES: Final = Method(
+    path="/etcdserverpb.Lease/LeaseLeases", request=pb.LeaseLeasesRequest, response=pb.LeaseLeasesResponse, read_only=True
+)
 MEMBER_LIST: Final = Method(
     path="/etcdserverpb.Cluster/MemberList", request=pb.MemberListRequest, response=pb.MemberListResponse, read_only=True
 )
@@ -50,6 +66,7 @@ ALARM: Final = Method(path="/etcdserverpb.Maintenance/Alarm", request=pb.AlarmRe
 ALARM_GET: Final = Method(path=ALARM.path, request=pb.AlarmRequest, response=pb.AlarmResponse, read_only=True)
 SNAPSHOT: Final = Method(path="/etcdserverpb.Maintenance/Snapshot", request=pb.SnapshotRequest, response=pb.SnapshotResponse)
 MEMORY: Final = Method(path="/kvserver.Debug/Memory", request=debug_pb2.MemoryRequest, response=debug_pb2.MemoryResponse, read_only=True)
+WATCH: Final = Method(path="/etcdserverpb.Watch/Watch", request=pb.WatchRequest, response=pb.WatchResponse, read_only=True)
 AUTHENTICATE: Final = Method(
     path="/etcdserverpb.Auth/Authenticate", request=pb.AuthenticateRequest, response=pb.AuthenticateResponse, read_only=True
 )

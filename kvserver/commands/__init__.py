@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from kvserver.commands.codec import (
     COMMAND_VERSION,
+    KINDS_VERSION,
     Command,
     CommandKind,
     MalformedCommandError,
@@ -15,10 +16,12 @@ from kvserver.commands.codec import (
     UnknownCommandVersionError,
     decode,
     encode,
+    kinds_version,
 )
 
 __all__ = [
     "COMMAND_VERSION",
+    "KINDS_VERSION",
     "Command",
     "CommandKind",
     "MalformedCommandError",
@@ -27,4 +30,5 @@ __all__ = [
     "UnknownCommandVersionError",
     "decode",
     "encode",
+    "kinds_version",
 ]

@@ -25,6 +25,9 @@ from kvserver.types import NodeId
 
 COMMAND_VERSION: Final = 1
 
+KINDS_VERSION: Final = 2
+"""Which kinds this version knows, as other members hear in the hello (`max_command_version`): 1 keys, members and alarms; 2 leases, too."""
+
 _HEADER: Final = struct.Struct(">BBQQQ")
 
 
@@ -39,6 +42,10 @@ class CommandKind(IntEnum):
     TXN = 3
     COMPACT = 4
     MEMBER_PUBLISH = 20
+    LEASE_GRANT = 40
+    LEASE_REVOKE = 41
+    LEASE_EXPIRE = 42
+    """Revoke a lease because its time is over; only the leader proposes it, under the term in which it saw that (internal.LeaseExpiry)."""
     ALARM = 80
 
 
@@ -91,6 +98,12 @@ class MalformedCommandError(FatalError):
 
 
 _KINDS: Final = {int(kind): kind for kind in CommandKind}
+_SINCE: Final = {CommandKind.LEASE_GRANT: 2, CommandKind.LEASE_REVOKE: 2, CommandKind.LEASE_EXPIRE: 2}
+
+
+def kinds_version(kind: CommandKind) -> int:
+    """The lowest `KINDS_VERSION` that knows the kind."""
+    return _SINCE.get(kind, 1)
 
 
 def encode(kind: CommandKind, proposal: ProposalId, payload: bytes) -> bytes:

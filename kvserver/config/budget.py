@@ -17,13 +17,14 @@ A pure function: the parser applies it to what was not given as a flag of its ow
     calls and connections         8 weights, at most 512 MiB                   a fifth at `CONNECTION_BYTES` each; of the rest a quarter
                                                                                calls that are served, twice as many that gRPC holds
                                                                                before, and a quarter streams, at `CALL_BYTES` each
+    events that wait for watchers 1 weight, at most 16 MiB                     once
     log window                    4 weights, and what the others leave         twice: a snapshot on its way doubles it
 
 Rules: bytes; nothing is rounded up. A share that reaches its maximum leaves the rest to the log window, the one part in which more is
 always worth something.
 
 Invariants (tests/kvserver/config/test_budget.py): the parts add up to the budget, but for a byte per part and peer; no part shrinks when
-the budget grows; every part can hold a largest request; the leader's uncommitted tail can hold what the clients of all members may have
+the budget grows; every part but the watchers' holds a largest request; the leader's tail can hold what the clients of all members may have
 under way (each member lets in as much as its own gate for writes takes, and forwards it).
 
 Caveats: the budget is that of anonymous memory. Pages of the store (memory-mapped) and of the WAL are the kernel's, and come and go with
@@ -84,6 +85,7 @@ _BUFFER_MAX_BYTES: Final = 64 * _MIB
 _QUEUE_MAX_BYTES: Final = 128 * _MIB
 _READ_CACHE_MAX_BYTES: Final = 8 * _MIB
 _CALLS_MAX_BYTES: Final = 512 * _MIB
+_WATCH_MAX_BYTES: Final = 16 * _MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,7 @@ class Budget:
     inflight_bytes: int
     other_request_bytes: int
     answer_bytes: int
+    watch_bytes: int
     uncommitted_bytes: int
     backend_buffer_bytes: int
     peer_queue_bytes: int
@@ -111,6 +114,7 @@ class Budget:
             "writes": self.inflight_bytes,
             "other_requests": self.other_request_bytes,
             "answers": self.answer_bytes,
+            "watch": self.watch_bytes,
             "uncommitted": self.uncommitted_bytes,
             "store_buffer_and_pages": 2 * self.backend_buffer_bytes,
             "peer_queues": self.peers * self.peer_queue_bytes,
@@ -174,8 +178,8 @@ def least_budget_bytes(receive_limit_bytes: int, *, peers: int = LEAST_PEERS) ->
 
 
 def _weights(peers: int) -> int:
-    """All weights together: 21; what this member's clients send and, in the uncommitted tail, those of all members; the queues."""
-    return 21 + 3 * (1 + peers + 1) + 2 * peers
+    """All weights together: 22; what this member's clients send and, in the uncommitted tail, those of all members; the queues."""
+    return 22 + 3 * (1 + peers + 1) + 2 * peers
 
 
 def derive(budget_bytes: int, *, receive_limit_bytes: int, peers: int = LEAST_PEERS) -> Budget:
@@ -214,6 +218,7 @@ def derive(budget_bytes: int, *, receive_limit_bytes: int, peers: int = LEAST_PE
     queues_bytes = share(2 * peers, peers * _QUEUE_MAX_BYTES)
     cache_bytes = share(2, max(_READ_CACHE_MAX_BYTES, receive_limit_bytes))
     held_calls_bytes = share(8, _CALLS_MAX_BYTES)
+    watch_bytes = share(1, _WATCH_MAX_BYTES)
     window_bytes = share(4, budget_bytes) + spilled_bytes
     return Budget(
         total_bytes=budget_bytes,
@@ -222,6 +227,7 @@ def derive(budget_bytes: int, *, receive_limit_bytes: int, peers: int = LEAST_PE
         inflight_bytes=writes_bytes,
         other_request_bytes=others_bytes,
         answer_bytes=answers_bytes,
+        watch_bytes=watch_bytes,
         uncommitted_bytes=taken_bytes - writes_bytes,
         backend_buffer_bytes=buffer_bytes // 2,
         peer_queue_bytes=queues_bytes // peers,

@@ -236,14 +236,28 @@ _USED: Final = (
         "16MiB",
         "Most bytes of writes being received or waiting for the cluster; more wait. Below 4MiB they are received one at a time.",
     ),
-    _limit("max-answer-bytes", ValueKind.SIZE, "16MiB", "Most bytes of answers being built or sent; more wait, a larger one goes alone."),
+    _limit(
+        "max-answer-bytes",
+        ValueKind.SIZE,
+        "16MiB",
+        "Most bytes of answers being built or sent; more wait, a larger one goes alone. An eighth is for answers up to 64KiB only.",
+    ),
     _limit(
         "max-uncommitted-bytes",
         ValueKind.SIZE,
         "64MiB",
-        "Most bytes of entries that a leader holds uncommitted, or any member committed and not yet applied; more of its own clients wait, "
-        "and so does what other members forward. By default at least --max-inflight-bytes for each member of --initial-cluster.",
+        "Most bytes of entries that a leader holds uncommitted, or any member committed and not yet applied; more wait. "
+        "As much of what other members forward may wait on a leader; each keeps what is beyond its share. "
+        "By default at least --max-inflight-bytes for each member of --initial-cluster.",
     ),
+    _limit(
+        "watch-stream-bytes",
+        ValueKind.SIZE,
+        "1MiB",
+        "Most bytes of events that wait for the client of one watch stream; beyond it its watchers are told later, from the history.",
+    ),
+    _limit("watch-buffer-bytes", ValueKind.SIZE, "16MiB", "Most bytes of events that wait for the clients of all watch streams; as above."),
+    _limit("max-watchers", ValueKind.INT, "100000", "Most watchers at a time; more are refused."),
     _limit("peer-queue-bytes", ValueKind.SIZE, "32MiB", "Most bytes queued to one member; more are dropped, and sent again later."),
     _limit("backend-buffer-bytes", ValueKind.SIZE, "8MiB", "Most bytes applied and not yet committed to the store; then applying waits."),
     _used(Group.OBSERVABILITY, "listen-metrics-urls", ValueKind.URLS, "", "Further URLs to listen on for /metrics and /health."),

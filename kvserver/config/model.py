@@ -40,6 +40,11 @@ def _check_range(flag: str, value: int, least: int, most: int) -> None:
         raise ConfigError(f"--{flag}[{value}] must be between {least} and {most}")
 
 
+def check_window_entries(flag: str, max_entries: int) -> None:
+    """Raises ConfigError in the name of `flag`: the limit has several."""
+    _check_range(flag, max_entries, 1, 10**9)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogWindowConfig:
     """The limits of the in-memory raft log: at most `max_entries` and `max_bytes`, for peers in contact within `peer_grace_s`."""
@@ -49,7 +54,7 @@ class LogWindowConfig:
     peer_grace_s: float = 10.0
 
     def __post_init__(self) -> None:
-        _check_range("log-window-entries", self.max_entries, 1, 10**9)
+        check_window_entries("log-window-entries", self.max_entries)
         _check_range("log-window-bytes", self.max_bytes, 64 << 10, 1 << 40)
         if not 0.1 <= self.peer_grace_s <= 3600:
             raise ConfigError(f"--log-peer-grace[{self.peer_grace_s:g}s] must be between 100ms and 1h")
@@ -91,6 +96,9 @@ class ServerConfig:
     max_inflight_bytes: int = 16 * _MIB
     max_answer_bytes: int = 16 * _MIB
     max_uncommitted_bytes: int = 64 * _MIB
+    watch_stream_bytes: int = _MIB
+    watch_buffer_bytes: int = 16 * _MIB
+    max_watchers: int = 100_000
     peer_queue_bytes: int = 32 * _MIB
     backend_buffer_bytes: int = 8 * _MIB
     memory_budget_bytes: int = 0
@@ -261,6 +269,9 @@ class ServerConfig:
         _check_range("max-inflight-requests", self.max_inflight_requests, 1, 1 << 20)
         _check_range("max-inflight-bytes", self.max_inflight_bytes, self.max_request_bytes + RECEIVE_HEADROOM_BYTES, 1 << 36)
         _check_range("max-answer-bytes", self.max_answer_bytes, _MIB, 1 << 36)
+        _check_range("watch-stream-bytes", self.watch_stream_bytes, 64 << 10, 1 << 30)
+        _check_range("watch-buffer-bytes", self.watch_buffer_bytes, _MIB, 1 << 36)
+        _check_range("max-watchers", self.max_watchers, 1, 10**7)
         _check_range("max-uncommitted-bytes", self.max_uncommitted_bytes, _MIB, 1 << 36)
         _check_range("peer-queue-bytes", self.peer_queue_bytes, _MIB, 1 << 36)
         _check_range("backend-buffer-bytes", self.backend_buffer_bytes, _MIB, 1 << 36)
@@ -279,6 +290,7 @@ def limits_in_force(config: ServerConfig) -> dict[str, int]:
         "max_inflight_bytes": config.max_inflight_bytes,
         "max_answer_bytes": config.max_answer_bytes,
         "max_uncommitted_bytes": config.max_uncommitted_bytes,
+        "watch_buffer_bytes": config.watch_buffer_bytes,
         "backend_buffer_bytes": config.backend_buffer_bytes,
         "peer_queue_bytes": config.peer_queue_bytes,
         "wal_read_cache_bytes": config.wal_read_cache_bytes,

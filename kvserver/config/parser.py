@@ -24,7 +24,7 @@ from typing import Any, Final
 from kvserver.config.budget import calls_bytes, derive, other_members
 from kvserver.config.errors import ConfigError, UsageError, ValueSyntaxError
 from kvserver.config.flags import FLAGS, Flag, Treatment, environment_name, flag_named
-from kvserver.config.model import ETCD_API_VERSION, RECEIVE_HEADROOM_BYTES, LogWindowConfig, ServerConfig
+from kvserver.config.model import ETCD_API_VERSION, RECEIVE_HEADROOM_BYTES, LogWindowConfig, ServerConfig, check_window_entries
 from kvserver.config.urls import ClusterMember, Url
 from kvserver.config.values import ValueKind, read_value
 from kvserver.version import __version__
@@ -206,6 +206,8 @@ def _build(values: dict[str, Any], warnings: list[str]) -> ServerConfig:
     synonyms = [name for name in _ENTRY_CAP_NAMES if name in values]
     if len(synonyms) > 1:
         raise ConfigError(f"--{synonyms[0]} and --{synonyms[1]} set the same limit: give one of them")
+    for synonym in synonyms:
+        check_window_entries(synonym, values[synonym])
     fields: dict[str, Any] = {}
     window: dict[str, Any] = {}
     for name, value in values.items():
@@ -266,6 +268,7 @@ def _apply_budget(fields: dict[str, Any], window: dict[str, Any]) -> list[str]:
     fields.setdefault("max_uncommitted_bytes", max(budget.uncommitted_bytes, (peers + 1) * fields["max_inflight_bytes"]))
     for field, limit in (
         ("max_answer_bytes", budget.answer_bytes),
+        ("watch_buffer_bytes", budget.watch_bytes),
         ("backend_buffer_bytes", budget.backend_buffer_bytes),
         ("peer_queue_bytes", budget.peer_queue_bytes),
         ("wal_read_cache_bytes", budget.wal_read_cache_bytes),
@@ -279,6 +282,7 @@ def _apply_budget(fields: dict[str, Any], window: dict[str, Any]) -> list[str]:
         log_window_bytes=window["max_bytes"],
         inflight_bytes=fields["max_inflight_bytes"],
         answer_bytes=fields["max_answer_bytes"],
+        watch_bytes=fields["watch_buffer_bytes"],
         uncommitted_bytes=fields["max_uncommitted_bytes"],
         backend_buffer_bytes=fields["backend_buffer_bytes"],
         peer_queue_bytes=fields["peer_queue_bytes"],

@@ -30,6 +30,7 @@ from kvserver.metrics.families import (
 )
 from kvserver.metrics.instruments import DISK_BUCKETS_S, REQUEST_BUCKETS_S, CheckProgress, Counter, LatencyHistogram
 from kvserver.metrics.states import CallsSource, GateSource, NodeSource
+from kvserver.metrics.watch import WatchSource, watch_families
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "RpcMetrics"]
 
@@ -79,6 +80,10 @@ class Metrics(Collector):
         self.proposals_failed = Counter()
         self.appends_held = Counter()
         self.appends_dropped = Counter()
+        self.clients_cut_off = Counter()
+        self.forwarded_held = Counter()
+        self.forwarded_refused = Counter()
+        self.forwarded_handed_back = Counter()
         self.health_success = Counter()
         self.health_failures = Counter()
         self.snapshots_received = Counter()
@@ -94,6 +99,7 @@ class Metrics(Collector):
         self._node: NodeSource | None = None
         self._gates: dict[str, GateSource] = {}
         self._calls: tuple[CallsSource, int] | None = None
+        self._watch: WatchSource | None = None
         self._process = process
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
@@ -111,6 +117,10 @@ class Metrics(Collector):
     def attach_calls(self, source: CallsSource, *, max_connections: int) -> None:
         """From now on a scrape also shows how many calls and connections there may be."""
         self._calls = (source, max_connections)
+
+    def attach_watch(self, source: WatchSource) -> None:
+        """From now on a scrape also shows the watchers."""
+        self._watch = source
 
     def rpc(self, *, service: str, method: str, kind: str) -> RpcMetrics:
         """The metrics of one method, made and registered; called once per method."""
@@ -141,6 +151,8 @@ class Metrics(Collector):
             yield from gate_families(self._gates)
         if self._calls is not None:
             yield from call_families(*self._calls)
+        if self._watch is not None:
+            yield from watch_families(self._watch)
         if self._node is not None:
             yield from node_families(self._node.node_state())
 
@@ -149,6 +161,18 @@ class Metrics(Collector):
         yield counter("etcd_server_proposals_failed", "Proposals that failed.", self.proposals_failed.value)
         yield counter("kvserver_appends_held", "Messages with entries that waited for applying to catch up.", self.appends_held.value)
         yield counter("kvserver_appends_dropped", "Messages with entries dropped because too many waited.", self.appends_dropped.value)
+        yield counter(
+            "kvserver_clients_cut_off", "Connections ended: answers were not taken while others waited.", self.clients_cut_off.value
+        )
+        yield counter(
+            "kvserver_forwarded_held", "Messages with forwarded writes that waited for raft to take them.", self.forwarded_held.value
+        )
+        yield counter(
+            "kvserver_forwarded_refused", "Messages with forwarded writes refused: too many waited.", self.forwarded_refused.value
+        )
+        yield counter(
+            "kvserver_forwarded_handed_back", "Messages with forwarded writes sent back: no leader here.", self.forwarded_handed_back.value
+        )
         yield counter("etcd_server_health_success", "Successful health checks.", self.health_success.value)
         yield counter("etcd_server_health_failures", "Failed health checks.", self.health_failures.value)
         yield labelled_counter("kvserver_snapshots_sent", "Snapshots that arrived at a peer, by cause.", "cause", self.snapshots_sent)

@@ -30,13 +30,17 @@ class RangeTooLargeError(Exception):
 
 
 class Allowance:
-    """The keys and bytes of one read; `used_bytes` is what it has cost so far."""
+    """The keys and bytes of one read; `used_bytes` is what it has cost so far.
 
-    __slots__ = ("keys", "limit_bytes", "used_bytes")
+    `builds=False` only measures: what it would cost is counted as exactly (up to the limit), and no answer is built.
+    """
 
-    def __init__(self, *, keys: int = UNLIMITED, limit_bytes: int = UNLIMITED) -> None:
+    __slots__ = ("builds", "keys", "limit_bytes", "used_bytes")
+
+    def __init__(self, *, keys: int = UNLIMITED, limit_bytes: int = UNLIMITED, builds: bool = True) -> None:
         self.keys = keys
         self.limit_bytes = limit_bytes
+        self.builds = builds
         self.used_bytes = 0
 
     @property

@@ -9,7 +9,8 @@ Source: etcd's apply.go (applyCompare), whose treatment of a missing or mismatch
 from __future__ import annotations
 
 from kvserver.mvcc.check import range_bounds
-from kvserver.mvcc.read import Found, Snapshot
+from kvserver.mvcc.found import Found
+from kvserver.mvcc.read import Snapshot
 from kvserver.pb.kv_pb2 import KeyValue
 from kvserver.pb.rpc_pb2 import Compare
 

@@ -4,7 +4,8 @@ Purpose: a seal shows that a row is what was written; this shows that no row is 
 `kvserver check` and by the periodic check of a running member, so it works in slices, each on a state of its own.
 
 Three passes, each over one kind of rows, looking up in the others
-1. `rev`: the record can be read, is of no revision beyond the store's, and stands either in `history` (superseded) or is its key's newest,
+1. `rev`: the record can be read, is of no revision beyond the store's (or the next one, while a request is on its way in), and
+   stands either in `history` (superseded) or is its key's newest,
    with the same numbers in the index. A tombstone below the compacted revision may be neither: its key was written again since.
    What it superseded is in `history` under its name, or was compacted away.
 2. `key`, `gone`, `long`: the newest change is there, of this key, and its kind fits the table.
@@ -102,7 +103,7 @@ class CrossCheck:
         header = layout.unpack_header(record)
         main = layout.main_of(revision)
         self.highest_revision = max(self.highest_revision, main)
-        if main > state.revision:
+        if main > state.revision + state.unfinished:
             self._report(f"{name} is beyond the store's revision {state.revision}")
             return
         superseded = state.reader.get(HISTORY, header.key_id + revision)

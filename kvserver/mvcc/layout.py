@@ -7,6 +7,8 @@
     gone     key, up to 480 bytes                  entry: a deleted key whose tombstone isn't compacted yet
     long     node (20) + tail, or a marker         entry: keys over 480 bytes, existing or gone, see mvcc.keyspace
     history  key id (16) + revision (16)           superseded: a change of that key that isn't its newest
+    lease    } see lease.table: which leases there are, and the keys attached to them
+    lease_key}
 
     revision (16)           record (rev)                             entry (key, gone, long)         superseded (history)
     0   8  main, big-endian 0   1  flags: 1 = tombstone              0   16  revision of the newest  0  1   flags: 1 = tombstone
@@ -39,7 +41,10 @@ KEY: Final = 2
 GONE: Final = 3
 LONG: Final = 4
 HISTORY: Final = 5
-TABLES: Final = (b"meta", b"rev", b"key", b"gone", b"long", b"history")
+LEASE: Final = 6
+LEASE_KEY: Final = 7
+TABLES: Final = (b"meta", b"rev", b"key", b"gone", b"long", b"history", b"lease", b"lease_key")
+"""In the order of their numbers. A store that an older version wrote lacks the last two; they are made when it is opened for use."""
 
 NO_REVISION: Final = bytes(16)
 TOMBSTONE: Final = 1
@@ -115,7 +120,7 @@ def encode_put(
         kv.value = value
         kv.lease = lease
         return _FLAGS[0] + key_id + previous + kv.SerializeToString()
-    parts = [_FLAGS[0], key_id, previous, kv.SerializeToString(), _VALUE_TAG, _varint(len(value)), value]
+    parts = [_FLAGS[0], key_id, previous, kv.SerializeToString(), _VALUE_TAG, varint(len(value)), value]
     if lease:
         parts.append(KeyValue(lease=lease).SerializeToString())
     return b"".join(parts)
@@ -142,7 +147,40 @@ def parse_key_value(record: bytes | memoryview, into: KeyValue) -> None:
     into.MergeFromString(cast("bytes", key_value_of(record)))  # any buffer will do, the stubs say bytes
 
 
-def _varint(number: int) -> bytes:
+def key_of(record: bytes | memoryview) -> bytes:
+    """The key that a record is about, without a copy of its value: a KeyValue begins with its key."""
+    start, end = _key_bounds(record)
+    return bytes(record[start:end])
+
+
+def is_creation(record: bytes | memoryview) -> bool:
+    """Whether the record of a put is the first of its key's life: its create revision, which follows the key, is its mod revision."""
+    _, position = _key_bounds(record)
+    created, position = _read_varint(record, position + 1)
+    modified, _ = _read_varint(record, position + 1)
+    return created == modified
+
+
+def _key_bounds(record: bytes | memoryview) -> tuple[int, int]:
+    """Where the key of a record stands. There is no empty key in a store, so the KeyValue begins with its tag."""
+    length, start = _read_varint(record, HEADER_BYTES + 1)
+    return start, start + length
+
+
+def _read_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
+    """A number as protobuf writes it, and what follows it."""
+    number = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+        shift += 7
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

@@ -6,7 +6,8 @@ Rules
 - Read-only and synchronous; the work is proportional to the keys in the range and the answer to their values, so callers bound both or
   leave the loop (`Allowance`).
 - The limit cuts after sorting and after the revision filters; `count` counts before both.
-- Values are read only for what is returned (and for sorting by value): sorting a million keys by revision holds a million small tuples.
+- Values are read only for what is returned, and for sorting by value, which holds the front of each (mvcc.sorting). Sorting with a limit
+  holds no more keys than that, without one all keys of the range as small tuples.
 - Every row is verified below, in storage: one that fails raises CorruptError there, and is reported. A record that the index names and
   that isn't there is the same, found here.
 
@@ -22,37 +23,20 @@ from kvserver.errors import CompactedError, CorruptError, EmptyKeyError, FutureR
 from kvserver.mvcc import keyspace, layout
 from kvserver.mvcc.allowance import KEY_OVERHEAD_BYTES, UNLIMITED, Allowance
 from kvserver.mvcc.check import range_bounds
+from kvserver.mvcc.found import Found
 from kvserver.mvcc.layout import HISTORY, REV, Entry
+from kvserver.mvcc.sorting import ordered, sort_overhead_bytes
 from kvserver.pb.kv_pb2 import KeyValue
 from kvserver.pb.rpc_pb2 import RangeRequest, RangeResponse
 from kvserver.storage import Reader
 
-_NONE: Final = RangeRequest.SortOrder.NONE
 _DESCEND: Final = RangeRequest.SortOrder.DESCEND
 _BY_KEY: Final = RangeRequest.SortTarget.KEY
-_BY_VERSION: Final = RangeRequest.SortTarget.VERSION
-_BY_CREATE: Final = RangeRequest.SortTarget.CREATE
-_BY_MOD: Final = RangeRequest.SortTarget.MOD
-
-
-class Found(NamedTuple):
-    """A key that exists at the revision that was asked for, and what of it is known without its value."""
-
-    key: bytes
-    revision: bytes
-    create_revision: int
-    version: int
-    lease: int
-
-    @property
-    def mod_revision(self) -> int:
-        """The main revision of the change."""
-        return layout.main_of(self.revision)
 
 
 class Snapshot(NamedTuple):
     """A state of the keys: where to read it and which revisions it has. `revision` is the newest; `allowance` bounds what is read of it,
-    None does not.
+    None does not. `unfinished`: the tables hold changes of the next revision already, not all of them, and none of them is for readers.
 
     A tuple and not a dataclass because one is made for every request.
     """
@@ -62,6 +46,11 @@ class Snapshot(NamedTuple):
     compacted_revision: int
     on_corrupt: Callable[[str], None]
     allowance: Allowance | None = None
+    unfinished: bool = False
+
+    def is_newest(self, revision: int) -> bool:
+        """Whether the index shows the keys as they are at `revision` (checked). Otherwise their history does."""
+        return revision >= self.revision and not self.unfinished
 
     def check_revision(self, revision: int) -> int:
         """The revision to read at; 0 and below mean the newest.
@@ -79,15 +68,15 @@ class Snapshot(NamedTuple):
 
     def find(self, key: bytes, revision: int) -> Found | None:
         """The key as of `revision` (checked), None if it doesn't exist there."""
-        if revision >= self.revision:
+        if self.is_newest(revision):
             entry = keyspace.find(self.reader, key)
             return None if entry is None else _found(key, entry)
         entry = keyspace.find_any(self.reader, key)
         return None if entry is None else self._at(key, entry, revision)
 
     def scan(self, lo: bytes, hi: bytes | None, revision: int, *, reverse: bool = False) -> Iterator[Found]:
-        """Keys in [lo, hi) as of `revision` (checked), in byte order; descending only at the newest revision."""
-        if revision >= self.revision:
+        """Keys in [lo, hi) as of `revision` (checked), in byte order; descending only where the index shows them."""
+        if self.is_newest(revision):
             for key, entry in keyspace.scan(self.reader, lo, hi, reverse=reverse):
                 yield _found(key, entry)
             return
@@ -156,16 +145,16 @@ def execute_range(state: Snapshot, request: RangeRequest, into: RangeResponse | 
                 _append(state, response, found, keys_only=request.keys_only)
     else:
         lo, hi = range_bounds(request.key, request.range_end)
-        if request.count_only and revision >= state.revision and not _bounds_keys(state):
+        if request.count_only and state.is_newest(revision) and not _bounds_keys(state):
             response.count = keyspace.count(state.reader, lo, hi)
         else:
             _fill(state, request, response, lo, hi, revision)
     return response
 
 
-def _may_keep(state: Snapshot, found: Found) -> bool:
+def _may_keep(state: Snapshot, found: Found, more_bytes: int = 0) -> bool:
     """Whether the allowance has room for one more key."""
-    return state.allowance is None or state.allowance.charge(KEY_OVERHEAD_BYTES + len(found.key))
+    return state.allowance is None or state.allowance.charge(KEY_OVERHEAD_BYTES + len(found.key) + more_bytes)
 
 
 def _bounds_keys(state: Snapshot) -> bool:
@@ -173,37 +162,79 @@ def _bounds_keys(state: Snapshot) -> bool:
 
 
 def _fill(state: Snapshot, request: RangeRequest, response: RangeResponse, lo: bytes, hi: bytes | None, revision: int) -> None:
-    order, target, limit = request.sort_order, request.sort_target, request.limit
-    backwards = order == _DESCEND and target == _BY_KEY and revision >= state.revision
-    sorts = target != _BY_KEY or (order == _DESCEND and not backwards)
-    keep = limit + 1 if limit > 0 and not sorts else None
+    limit = request.limit
+    is_newest = state.is_newest(revision)
+    backwards = request.sort_order == _DESCEND and request.sort_target == _BY_KEY and is_newest
+    sorts = request.sort_target != _BY_KEY or (request.sort_order == _DESCEND and not backwards)
+    keep = limit + 1 if limit > 0 else None
     if request.count_only:
         keep = 0
-    chosen: list[Found] = []
-    total = picked = 0
-    allowance, bounds_keys = state.allowance, _bounds_keys(state)
-    for found in state.scan(lo, hi, revision, reverse=backwards):
-        total += 1
-        if allowance is not None and bounds_keys:
-            allowance.touch_key()
-        if (keep is None or picked < keep) and _passes(found, request):
-            picked += 1
-            if _may_keep(state, found):
-                chosen.append(found)
-            if keep is not None and picked == keep and not bounds_keys and revision >= state.revision:
-                break
+    walk = _Walk(state, request, state.scan(lo, hi, revision, reverse=backwards), keep)
+    if sorts and keep != 0:
+        chosen = ordered(walk.passing(), request, keep, state)
     else:
-        keep = None  # the loop saw everything, `total` is the count
-    response.count = total if keep is None else keyspace.count(state.reader, lo, hi)
+        may_stop = is_newest and keep is not None and not _bounds_keys(state)
+        chosen = walk.first(may_stop=may_stop)
+    response.count = walk.total if walk.is_whole else keyspace.count(state.reader, lo, hi)
     if request.count_only:
         return
-    if sorts:
-        _sort(state, chosen, request)
     if 0 < limit < len(chosen):
         response.more = True
         del chosen[limit:]
     for found in chosen:
         _append(state, response, found, keys_only=request.keys_only)
+
+
+class _Walk:
+    """The keys of one range, counted and charged to the allowance as they come by. `keep`: how many are kept at most, None: all."""
+
+    __slots__ = ("_found", "_keep", "_request", "_state", "is_whole", "total")
+
+    def __init__(self, state: Snapshot, request: RangeRequest, found: Iterator[Found], keep: int | None) -> None:
+        self._state = state
+        self._request = request
+        self._found = found
+        self._keep = keep
+        self.total = 0
+        self.is_whole = False
+
+    def first(self, *, may_stop: bool) -> list[Found]:
+        """The first that pass the filters, as many as are kept; with `may_stop` what is behind them is not looked at."""
+        chosen: list[Found] = []
+        picked, keep = 0, self._keep
+        for found in self._touched():
+            if (keep is None or picked < keep) and _passes(found, self._request):
+                picked += 1
+                if _may_keep(self._state, found):
+                    chosen.append(found)
+                if may_stop and picked == keep:
+                    return chosen
+        self.is_whole = True
+        return chosen
+
+    def passing(self) -> Iterator[Found]:
+        """All that pass the filters, as long as the allowance has room for as many as are kept at a time."""
+        picked, keep, overhead_bytes = 0, self._keep, sort_overhead_bytes(self._request)
+        is_exceeded = False
+        for found in self._touched():
+            if is_exceeded and picked == keep:
+                continue  # only counted
+            if _passes(found, self._request):
+                if picked != keep:
+                    picked += 1
+                    is_exceeded |= not _may_keep(self._state, found, overhead_bytes)
+                if not is_exceeded:
+                    yield found
+        self.is_whole = True
+
+    def _touched(self) -> Iterator[Found]:
+        allowance = self._state.allowance
+        bounded = allowance if allowance is not None and _bounds_keys(self._state) else None
+        for found in self._found:
+            self.total += 1
+            if bounded is not None:
+                bounded.touch_key()
+            yield found
 
 
 def _passes(found: Found, request: RangeRequest) -> bool:
@@ -217,34 +248,14 @@ def _passes(found: Found, request: RangeRequest) -> bool:
     return not (request.min_create_revision and found.create_revision < request.min_create_revision)
 
 
-def _sort(state: Snapshot, chosen: list[Found], request: RangeRequest) -> None:
-    """Sort as asked; order NONE with a target other than the key is ascending, ties keep the order of keys."""
-    reverse = request.sort_order == _DESCEND
-    target = request.sort_target
-    if target == _BY_KEY:
-        chosen.sort(key=lambda found: found.key, reverse=reverse)
-    elif target == _BY_VERSION:
-        chosen.sort(key=lambda found: found.version, reverse=reverse)
-    elif target == _BY_CREATE:
-        chosen.sort(key=lambda found: found.create_revision, reverse=reverse)
-    elif target == _BY_MOD:
-        chosen.sort(key=lambda found: found.mod_revision, reverse=reverse)
-    else:
-        chosen.sort(key=lambda found: _value(state, found), reverse=reverse)
-
-
-def _value(state: Snapshot, found: Found) -> bytes:
-    kv = KeyValue()
-    state.load(found.revision, kv)
-    return kv.value
-
-
 def _append(state: Snapshot, response: RangeResponse, found: Found, *, keys_only: bool) -> None:
     allowance = state.allowance
     if not keys_only:
         record = state.record(found.revision)
-        if allowance is None or allowance.charge(len(record)):
+        if allowance is None or (allowance.charge(len(record)) and allowance.builds):
             layout.parse_key_value(record, response.kvs.add())
+        return
+    if allowance is not None and not allowance.builds:
         return
     kv = response.kvs.add()
     kv.key, kv.create_revision, kv.mod_revision = found.key, found.create_revision, found.mod_revision

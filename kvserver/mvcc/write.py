@@ -1,29 +1,37 @@
 """Put, DeleteRange and Txn: the changes of one revision.
 
 Purpose: `WriteTxn` is one replicated request: it reads what its own earlier operations wrote, numbers its changes main.0, main.1, ..., and
-becomes visible to others only when its caller moves the store's current revision (the applier is the only writer, and readers on the loop
-run between entries).
+becomes visible to others only when its caller moves the store's current revision (the applier is the only writer).
+
+Theory of operation: `delete_range` and `txn` are generators. They yield when `SLICE_KEYS` keys are deleted and there are more, with
+`progress` telling where they are; what is written by then may be committed, and others may read (they see none of it,
+`Snapshot.unfinished`). With `resume` the same request goes on at that place: what was decided before the first change is decided again, by
+the same state, which is one revision back by then.
 
 Rules
 - Everything that can be refused is refused before the first change: a request either fails without a trace or runs to its end.
 - All compares of a transaction, nested ones too, are decided against the state before its first operation.
 - A request that changes nothing takes no revision.
-- Leases are checked and recorded; attaching keys to them is the lessor's business.
+- The changes don't depend on where the slices end, nor on whether anybody wants the answer. Without `answers` no key value is read for it.
+- The answer keeps to the allowance of `begin`; one that exceeds it is incomplete, and the caller sees that by the allowance.
+- A put names its lease, which must exist; whoever keeps the leases (`Leases`) is told of every key that is attached to one or detached.
 
 Source: etcd's etcdserver/apply.go (order of checks and the revisions in inner headers).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import assert_never
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Final, Protocol
 
 from kvserver.errors import CompactedError, EmptyKeyError, FutureRevisionError, KeyNotFoundError, LeaseNotFoundError
 from kvserver.mvcc import keyspace, layout
+from kvserver.mvcc.allowance import KEY_OVERHEAD_BYTES
 from kvserver.mvcc.check import range_bounds
 from kvserver.mvcc.compare import holds
 from kvserver.mvcc.layout import HISTORY, NO_REVISION, REV, Entry
 from kvserver.mvcc.read import Snapshot, execute_range
+from kvserver.mvcc.unfinished import Progress
 from kvserver.pb.kv_pb2 import KeyValue
 from kvserver.pb.rpc_pb2 import (
     DeleteRangeRequest,
@@ -37,6 +45,47 @@ from kvserver.pb.rpc_pb2 import (
 )
 from kvserver.storage import Reader
 from kvserver.types import LeaseId
+
+SLICE_KEYS: Final = 64
+"""Keys that are deleted in one go: about 2 ms, and 256 of a batch's changes."""
+SLICE_KEY_BYTES: Final = 64 << 10
+"""A slice of long keys ends here, and with one key at least."""
+FROM_START: Final = Progress(0, 0, b"")
+
+Doomed = Callable[[bytes], Iterator[tuple[bytes, Entry]]]
+"""Keys that are to be deleted, from the given one on, ascending."""
+KeysFrom = Callable[[bytes], Iterator[bytes]]
+"""As `Doomed`, whether or not they exist."""
+
+
+class Leases(Protocol):
+    """The leases as the keys need them; what is told here changes within the same entry as the keys."""
+
+    def has(self, lease: LeaseId) -> bool:
+        """Whether a key may be attached to it."""
+
+    def attach(self, lease: LeaseId, key: bytes) -> None:
+        """From now on `key` ends with this lease."""
+
+    def detach(self, lease: LeaseId, key: bytes) -> None:
+        """It does no longer: it was put without the lease, or deleted."""
+
+
+class NoLeases:
+    """Of a store that has none."""
+
+    def has(self, lease: LeaseId) -> bool:
+        """None exists."""
+        del lease
+        return False
+
+    def attach(self, lease: LeaseId, key: bytes) -> None:
+        """Never called. Raises AssertionError."""
+        raise AssertionError(f"{key!r} was attached to lease {lease:x}, and there are none")
+
+    def detach(self, lease: LeaseId, key: bytes) -> None:
+        """As `attach`."""
+        raise AssertionError(f"{key!r} was detached from lease {lease:x}, and there are none")
 
 
 class ReadOnly:
@@ -57,15 +106,33 @@ class ReadOnly:
 
 
 class WriteTxn:
-    """The operations of one request; `changes` says how many keys it has changed so far."""
+    """The operations of one request; `changes` says how many keys it has changed so far.
 
-    __slots__ = ("_begin", "_has_lease", "_writer", "changes")
+    Args:
+        begin: the state before it; its allowance is the answer's.
+        resume: how far an earlier run of the same request has come.
+        answers: whether anybody wants the answer; without, it is empty but for its shape.
+    """
 
-    def __init__(self, begin: Snapshot, writer: keyspace.Writer, has_lease: Callable[[LeaseId], bool]) -> None:
+    __slots__ = ("_answers", "_begin", "_leases", "_operation", "_resume", "_writer", "changes", "progress")
+
+    def __init__(
+        self,
+        begin: Snapshot,
+        writer: keyspace.Writer,
+        leases: Leases,
+        *,
+        resume: Progress = FROM_START,
+        answers: bool = True,
+    ) -> None:
         self._begin = begin
         self._writer = writer
-        self._has_lease = has_lease
-        self.changes = 0
+        self._leases = leases
+        self._resume = resume
+        self._answers = answers
+        self._operation = 0  # of those that run, the one that is being run
+        self.changes = resume.changes
+        self.progress = resume
 
     @property
     def revision(self) -> int:
@@ -82,32 +149,44 @@ class WriteTxn:
         """
         if not request.key:
             raise EmptyKeyError
-        if request.lease and not self._has_lease(LeaseId(request.lease)):
+        if request.lease and not self._leases.has(LeaseId(request.lease)):
             raise LeaseNotFoundError
         if (request.ignore_value or request.ignore_lease) and keyspace.find(self._writer.reader, request.key) is None:
             raise KeyNotFoundError
         return self._put(request)
 
-    def delete_range(self, request: DeleteRangeRequest) -> DeleteRangeResponse:
-        """Delete the keys of a range. Raises EmptyKeyError."""
+    def delete_range(self, request: DeleteRangeRequest) -> Generator[None, None, DeleteRangeResponse]:
+        """Delete the keys of a range, in slices. Raises EmptyKeyError."""
         if not request.key:
             raise EmptyKeyError
-        return self._delete_range(request)
+        return (yield from self._delete_range(request))
 
-    def txn(self, request: TxnRequest) -> TxnResponse:
-        """Run a transaction.
+    def delete_keys(self, keys: KeysFrom) -> Generator[None, None, int]:
+        """Delete those of `keys` that exist, in slices; returns how many."""
+
+        def doomed(first: bytes) -> Iterator[tuple[bytes, Entry]]:
+            for key in keys(first):
+                entry = keyspace.find(self._writer.reader, key)
+                if entry is not None:
+                    yield key, entry
+
+        return (yield from self._delete_slices(doomed, self._resume.key))
+
+    def txn(self, request: TxnRequest) -> Generator[None, None, TxnResponse]:
+        """Run a transaction, in slices.
 
         Raises:
             EmptyKeyError, KeyNotFoundError, LeaseNotFoundError, FutureRevisionError, CompactedError: of any operation that would run.
         """
         path = list(_decide(self._begin, request))
-        ops = list(_ops_on_path(request, iter(path)))
-        for op in ops:
-            self._check_put(op)
-        for op in ops:
-            self._check_range(op)
+        if self._resume is FROM_START:
+            ops = list(_ops_on_path(request, iter(path)))
+            for op in ops:
+                self._check_put(op)
+            for op in ops:
+                self._check_range(op)
         response = TxnResponse()
-        self._run(request, iter(path), response)
+        yield from self._run(request, iter(path), response)
         response.header.revision = self.revision
         return response
 
@@ -120,10 +199,11 @@ class WriteTxn:
         response.header.revision = self._begin.revision + 1
         ignores_value = request.ignore_value
         value = b"" if ignores_value else request.value
-        if old is not None and old.version and (ignores_value or request.prev_kv):
+        wants_previous = request.prev_kv and self._answers
+        if old is not None and old.version and (ignores_value or wants_previous):
             previous = KeyValue()
             self._begin.load(old.revision, previous)
-            if request.prev_kv:
+            if wants_previous and self._may_answer(len(key) + len(previous.value)):
                 response.prev_kv.CopyFrom(previous)
             if ignores_value:
                 value = previous.value
@@ -153,23 +233,59 @@ class WriteTxn:
         entry = layout.pack_entry(revision, key_id, create_revision, version, lease)
         keyspace.store_live(writer, key, entry, was_gone=was_gone)
         self.changes += 1
+        old_lease = 0 if old is None else old.lease  # a deleted key has none
+        if old_lease != lease:
+            if old_lease:
+                self._leases.detach(LeaseId(old_lease), key)
+            if lease:
+                self._leases.attach(LeaseId(lease), key)
 
-    def _delete_range(self, request: DeleteRangeRequest) -> DeleteRangeResponse:
+    def _delete_range(self, request: DeleteRangeRequest) -> Generator[None, None, DeleteRangeResponse]:
         lo, hi = range_bounds(request.key, request.range_end)
         reader = self._writer.reader
-        if request.range_end:
-            doomed = list(keyspace.scan(reader, lo, hi))
-        else:
-            entry = keyspace.find(reader, lo)
-            doomed = [] if entry is None else [(lo, entry)]
-        response = DeleteRangeResponse(deleted=len(doomed))
-        if request.prev_kv:
-            for _, entry in doomed:
-                self._begin.load(entry.revision, response.prev_kvs.add())
-        for key, entry in doomed:
-            self._delete(key, entry)
+
+        def in_range(first: bytes) -> Iterator[tuple[bytes, Entry]]:
+            if request.range_end:
+                return keyspace.scan(self._writer.reader, first, hi)
+            entry = keyspace.find(reader, lo) if first == lo else None
+            return iter(() if entry is None else ((lo, entry),))
+
+        response = DeleteRangeResponse()
+        resumes_here = self._resume.key and self._operation == self._resume.operation
+        before = self._keep_previous(response) if request.prev_kv and self._answers else None
+        response.deleted = yield from self._delete_slices(in_range, self._resume.key if resumes_here else lo, before)
         response.header.revision = self.revision
         return response
+
+    def _delete_slices(self, doomed: Doomed, first: bytes, before: Callable[[Entry], None] | None = None) -> Generator[None, None, int]:
+        """Delete everything that `doomed` has from the key `first` on, in slices; each entry is shown to `before`. Returns how many."""
+        deleted = 0
+        while True:
+            # A slice is collected first: an iterator doesn't survive writing.
+            part, goes_on = _take_slice(doomed(first))
+            for key, entry in part:
+                if before is not None:
+                    before(entry)
+                self._delete(key, entry)
+            deleted += len(part)
+            if not goes_on:
+                return deleted
+            first = part[-1][0] + b"\x00"
+            self.progress = Progress(self._operation, self.changes, first)
+            yield
+
+    def _keep_previous(self, response: DeleteRangeResponse) -> Callable[[Entry], None]:
+        def keep(entry: Entry) -> None:
+            record = self._begin.record(entry.revision)
+            if self._may_answer(len(record)):
+                layout.parse_key_value(record, response.prev_kvs.add())
+
+        return keep
+
+    def _may_answer(self, size_bytes: int) -> bool:
+        """Whether the answer has room for one more key value."""
+        allowance = self._begin.allowance
+        return allowance is None or allowance.charge(KEY_OVERHEAD_BYTES + size_bytes)
 
     def _delete(self, key: bytes, old: Entry) -> None:
         writer = self._writer
@@ -178,6 +294,8 @@ class WriteTxn:
         writer.put(REV, revision, layout.encode_tombstone(old.key_id, old.revision, key))
         keyspace.store_gone(writer, key, layout.pack_entry(revision, old.key_id, 0, 0, 0))
         self.changes += 1
+        if old.lease:
+            self._leases.detach(LeaseId(old.lease), key)
 
     # --- transactions --------------------------------------------------------------------------------------------------------------------
 
@@ -191,7 +309,7 @@ class WriteTxn:
             raise EmptyKeyError
         if (request.ignore_value or request.ignore_lease) and keyspace.find(self._begin.reader, request.key) is None:
             raise KeyNotFoundError
-        if request.lease and not self._has_lease(LeaseId(request.lease)):
+        if request.lease and not self._leases.has(LeaseId(request.lease)):
             raise LeaseNotFoundError
 
     def _check_range(self, op: RequestOp) -> None:
@@ -205,28 +323,54 @@ class WriteTxn:
         if revision != 0 and revision < self._begin.compacted_revision:
             raise CompactedError  # negative ones too, before the first compaction below -1: so does etcd, within transactions only
 
-    def _run(self, request: TxnRequest, path: Iterator[bool], response: TxnResponse) -> None:
+    def _run(self, request: TxnRequest, path: Iterator[bool], response: TxnResponse) -> Generator[None, None, None]:
         response.succeeded = next(path)
         for op in request.success if response.succeeded else request.failure:
-            self._run_op(op, path, response.responses.add())
+            if op.HasField("request_txn"):
+                inner = response.responses.add().response_txn
+                inner.header.SetInParent()  # etcd's nested headers are there and empty
+                yield from self._run(op.request_txn, path, inner)
+            else:
+                yield from self._run_op(op, response.responses.add())
+                self._operation += 1
 
-    def _run_op(self, op: RequestOp, path: Iterator[bool], response: ResponseOp) -> None:
+    def _state_now(self) -> Snapshot:
+        """What a range within the request reads: its own changes as well, and another one's that is unfinished no more than others do."""
+        begin = self._begin
+        if not self.changes:
+            return begin._replace(reader=self._writer.reader)
+        return begin._replace(reader=self._writer.reader, revision=self.revision, unfinished=False)
+
+    def _run_op(self, op: RequestOp, response: ResponseOp) -> Generator[None, None, None]:
+        if self._operation < self._resume.operation:
+            return  # an earlier run has done it
         match op.WhichOneof("request"):
             case "request_range":
-                begin = self._begin
-                state = Snapshot(self._writer.reader, self.revision, begin.compacted_revision, begin.on_corrupt, begin.allowance)
-                execute_range(state, op.request_range, response.response_range)
+                if self._answers:
+                    execute_range(self._state_now(), op.request_range, response.response_range)
             case "request_put":
                 response.response_put.CopyFrom(self._put(op.request_put))
             case "request_delete_range":
-                response.response_delete_range.CopyFrom(self._delete_range(op.request_delete_range))
-            case "request_txn":
-                response.response_txn.header.SetInParent()  # etcd's nested headers are there and empty
-                self._run(op.request_txn, path, response.response_txn)
-            case None:
+                response.response_delete_range.CopyFrom((yield from self._delete_range(op.request_delete_range)))
+            case _:
                 return
-            case unknown:
-                assert_never(unknown)
+
+
+def _take_slice(doomed: Iterator[tuple[bytes, Entry]]) -> tuple[list[tuple[bytes, Entry]], bool]:
+    """The keys of the next slice, and whether there are more."""
+    part: list[tuple[bytes, Entry]] = []
+    size_bytes = 0
+    for key, entry in doomed:
+        if len(part) == SLICE_KEYS or size_bytes >= SLICE_KEY_BYTES:
+            return part, True
+        part.append((key, entry))
+        size_bytes += len(key)
+    return part, False
+
+
+def operations_that_run(state: Snapshot, request: TxnRequest) -> Iterator[RequestOp]:
+    """The operations that would run in `state`, those of nested transactions in their place."""
+    return _ops_on_path(request, iter(list(_decide(state, request))))
 
 
 def _decide(state: Snapshot, request: TxnRequest) -> Iterator[bool]:

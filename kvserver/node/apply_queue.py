@@ -4,6 +4,8 @@ Purpose: applies entries in slices of at most `SLICE_S`, so that the loop stays 
 bound, and hands raft's MsgStorageApplyResp back when a message's last entry is applied. Raft bounds what can queue up here
 (max_committed_size_per_ready covers everything that is being applied).
 
+An entry that changes very many keys comes in slices, too: the loop is free, and the store's bound is looked at, between them.
+
 Rules: strictly in order, one entry at a time; an unexpected failure is fatal, as the members would part ways.
 """
 
@@ -30,18 +32,22 @@ class Room(Protocol):
 
 
 class ApplyQueue:
-    """Raft's storage applies, in order."""
+    """Raft's storage applies, in order.
+
+    Args:
+        apply_slice: applies the next entry or a slice of it, and says whether that was all of it.
+    """
 
     def __init__(
         self,
         *,
         store: Room,
-        apply_entry: Callable[[Entry], None],
+        apply_slice: Callable[[Entry], bool],
         on_applied: Callable[[list[Message]], None],
         on_fatal: Callable[[Exception], None],
     ) -> None:
         self._store = store
-        self._apply_entry = apply_entry
+        self._apply_slice = apply_slice
         self._on_applied = on_applied
         self._on_fatal = on_fatal
         self._queue: deque[Message] = deque()
@@ -108,8 +114,7 @@ class ApplyQueue:
                 if applied_now and perf_counter() > until_s:
                     self._schedule()
                     return
-                self._apply_entry(message.entries[self._position])
-                self._position += 1
+                self._position += self._apply_slice(message.entries[self._position])  # by one, if that was all of the entry
                 applied_now += 1
             self._queue.popleft()
             self._position = 0

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, Protocol
 
-from kvserver.apply import Alarms, Membership, Store
+from kvserver.apply import ANSWER_FORMS, Alarms, Membership, Store
+from kvserver.commands import KINDS_VERSION
 from kvserver.config import ServerConfig
 from kvserver.logs import Logger, RaftLogSink
 from kvserver.metrics import Metrics
+from kvserver.mvcc import Allowance
 from kvserver.node.append_queue import AppendQueue
 from kvserver.node.apply_queue import ApplyQueue
 from kvserver.node.backups import Backups
@@ -29,6 +31,9 @@ from kvserver.node.compaction import Decision, WindowLimits
 from kvserver.node.directory import DataDirectory
 from kvserver.node.driver import Driver, DriverHooks
 from kvserver.node.entries import EntryApplier
+from kvserver.node.forward_notices import ForwardNotices
+from kvserver.node.forward_window import ForwardWindow
+from kvserver.node.forwarded import Forwarded
 from kvserver.node.forwarding import ask_promote
 from kvserver.node.handover import HandOver
 from kvserver.node.history import History, make_history, make_retention
@@ -50,6 +55,7 @@ from kvserver.snapshot import SnapshotCopies
 from kvserver.storage import EngineConfig
 from kvserver.types import NodeId
 from kvserver.version import __version__
+from kvserver.watch import WatchLimits
 from raft.config import Config
 from raft.errors import RaftError
 from raft.messages import Message
@@ -122,6 +128,8 @@ class Parts:
     book: PeerBook
     handler: NodePeerHandler
     inflow: Inflow
+    forwarded: Forwarded
+    notices: ForwardNotices
     transport: Transport
     driver: Driver
     proposals: Proposals
@@ -148,6 +156,16 @@ def max_inflight_bytes(config: ServerConfig) -> int:
     return max(MAX_SIZE_PER_MSG_BYTES, min(config.log_window.max_bytes // 4, config.peer_queue_bytes // 2))
 
 
+def forwarded_bytes(config: ServerConfig) -> int:
+    """What may wait on a leader of what others forward: as much as its uncommitted tail, but a largest request of each of some members."""
+    return max(config.max_uncommitted_bytes, 4 * config.max_request_bytes)
+
+
+def forward_share_bytes(config: ServerConfig, members: int) -> int:
+    """How much of that one member takes: it has at most so much with the leader, and no more than what fits into its queue to it."""
+    return min(forwarded_bytes(config) // max(1, members - 1), config.peer_queue_bytes // 2)
+
+
 def engine_config(config: ServerConfig) -> EngineConfig:
     """When the store commits, and how much may wait."""
     return EngineConfig(
@@ -157,6 +175,16 @@ def engine_config(config: ServerConfig) -> EngineConfig:
         commit_bytes=min(COMMIT_BYTES, config.backend_buffer_bytes // 2),
         max_buffer_bytes=config.backend_buffer_bytes,
         verify_on_open=config.initial_corrupt_check,
+    )
+
+
+def watch_limits(config: ServerConfig) -> WatchLimits:
+    """What watching may hold."""
+    return WatchLimits(
+        stream_bytes=config.watch_stream_bytes,
+        total_bytes=config.watch_buffer_bytes,
+        max_watchers=config.max_watchers,
+        fragment_bytes=config.receive_limit_bytes,
     )
 
 
@@ -185,11 +213,16 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
     if config.wal_retain_bytes:
         history = make_history(config, origin, files=ground.directory.files, metrics=metrics, log=ground.log, on_fatal=events.fail)
     storage: Log = origin.window if history is None else history.storage
-    driver = handler.driver = _make_driver(ground, hooks, book, transport, random, storage)
+    core = _make_core(ground, random, storage)
+    notices = _make_notices(ground, transport)
+    forwarded = _make_forwarded(ground, core, notices, events)
+    window = ForwardWindow(lambda: forward_share_bytes(config, len(store.members)))
+    driver = handler.driver = _make_driver(ground, hooks, book, transport, core, storage, forwarded, window)
     if history is not None:
         history.on_ready = driver.retry_appends
-    proposals = _make_proposals(ground, driver, incarnation)
+    proposals = notices.proposals = _make_proposals(ground, driver, incarnation, window)
     inflow = handler.inflow = _make_inflow(ground, driver)
+    forwarded.is_blocked = lambda: inflow.is_full
     reads = Reads(sink=driver, incarnation=incarnation, max_waiting=ground.config.max_concurrent_requests + PROBES_WAITING)
     apply_queue = _make_apply_queue(ground, events, driver, proposals, inflow)
     append_queue = _make_append_queue(ground, events, driver, worker, apply_queue, storage)
@@ -197,6 +230,8 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
         book=book,
         handler=handler,
         inflow=inflow,
+        forwarded=forwarded,
+        notices=notices,
         transport=transport,
         driver=driver,
         proposals=proposals,
@@ -226,7 +261,7 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
     )
 
 
-def _make_proposals(ground: Ground, driver: Driver, incarnation: int) -> Proposals:
+def _make_proposals(ground: Ground, driver: Driver, incarnation: int, window: ForwardWindow) -> Proposals:
     return Proposals(
         member_id=ground.origin.member_id,
         incarnation=incarnation,
@@ -234,6 +269,27 @@ def _make_proposals(ground: Ground, driver: Driver, incarnation: int) -> Proposa
         max_count=ground.config.max_inflight_requests,
         max_bytes=PROPOSALS_PER_REQUEST_BYTES * ground.config.max_inflight_bytes,
         on_failed=ground.metrics.proposals_failed.add,
+        window=window,
+    )
+
+
+def _make_notices(ground: Ground, transport: Transport) -> ForwardNotices:
+    return ForwardNotices(
+        member_id=ground.origin.member_id,
+        ask=transport.request,
+        on_refused=ground.metrics.forwarded_refused.add,
+        on_handed_back=ground.metrics.forwarded_handed_back.add,
+        log=ground.log,
+    )
+
+
+def _make_forwarded(ground: Ground, core: RawNode, notices: ForwardNotices, events: Events) -> Forwarded:
+    return Forwarded(
+        core,
+        max_bytes=forwarded_bytes(ground.config),
+        senders=notices,
+        on_held=ground.metrics.forwarded_held.add,
+        on_invalid=events.note_invalid,
     )
 
 
@@ -266,7 +322,13 @@ def _make_transport(
     origin, snap = ground.origin, ground.directory.snap
     files = ground.directory.files
     return Transport(
-        Identity(cluster_id=origin.cluster_id, member_id=origin.member_id, server_version=__version__, incarnation=incarnation),
+        Identity(
+            cluster_id=origin.cluster_id,
+            member_id=origin.member_id,
+            max_command_version=KINDS_VERSION,
+            server_version=__version__,
+            incarnation=incarnation,
+        ),
         handler,
         snapshots=SnapshotParts(directory=snap, copies=copies, executor=chunks, files=files),
         logger=ground.log,
@@ -303,9 +365,18 @@ def _make_core(ground: Ground, random: Random, storage: Storage) -> RawNode:
     )
 
 
-def _make_driver(ground: Ground, hooks: DriverHooks, book: PeerBook, transport: Transport, random: Random, storage: Log) -> Driver:
+def _make_driver(
+    ground: Ground,
+    hooks: DriverHooks,
+    book: PeerBook,
+    transport: Transport,
+    core: RawNode,
+    storage: Log,
+    forwarded: Forwarded,
+    window: ForwardWindow,
+) -> Driver:
     return Driver(
-        raw=_make_core(ground, random, storage),
+        raw=core,
         window=ground.origin.window,
         peers=book,
         outbox=transport,
@@ -314,6 +385,8 @@ def _make_driver(ground: Ground, hooks: DriverHooks, book: PeerBook, transport: 
         log_first=(lambda: None) if isinstance(storage, LogWindow) else storage.first_index,
         tick_s=ground.config.heartbeat_interval_ms / 1000,
         hooks=hooks,
+        forwarded=forwarded,
+        forward_window=window,
     )
 
 
@@ -345,6 +418,7 @@ def _make_apply_queue(ground: Ground, events: Events, driver: Driver, proposals:
         driver.storage_responded(responses)
         inflow.release()
 
+    answer_bytes = ground.config.max_answer_bytes // ANSWER_FORMS
     entries = EntryApplier(
         store=ground.store,
         raw=driver.raw,
@@ -352,8 +426,10 @@ def _make_apply_queue(ground: Ground, events: Events, driver: Driver, proposals:
         note_applied=driver.note_applied,
         on_membership=events.note_membership,
         on_alarms=events.note_alarms,
+        answer_room=lambda proposal: Allowance(limit_bytes=answer_bytes) if proposals.is_awaited(proposal) else None,
+        note_begun=proposals.note_begun,
     )
-    return ApplyQueue(store=ground.store, apply_entry=entries.apply, on_applied=applied, on_fatal=events.fail)
+    return ApplyQueue(store=ground.store, apply_slice=entries.apply_slice, on_applied=applied, on_fatal=events.fail)
 
 
 def _make_append_queue(
@@ -408,7 +484,7 @@ def watch_space(ground: Ground, parts: Parts, hand_over: HandOver, *, on_fatal: 
     parts.releaser.retention.is_short_of_space = lambda: watch.space.is_short
     parts.proposals.check = watch.check
     parts.proposals.check_change = watch.check_change
-    parts.handler.admit = parts.inflow.admit = watch.admit
+    parts.handler.admit = parts.forwarded.admit = watch.admit
     return watch
 
 

@@ -183,8 +183,10 @@ def is_within_slack(window: Window, safe_index: Index, limits: WindowLimits) -> 
     droppable = safe_index - window.first_index() + 1
     if droppable <= 0:
         return True
-    count, size_bytes = window.entry_count, window.size_bytes
-    return droppable < SLACK_ENTRIES and size_bytes < SLACK_BYTES and count <= limits.max_entries and size_bytes <= limits.max_bytes
+    size_bytes = window.size_bytes
+    if droppable >= SLACK_ENTRIES or window.entry_count > limits.max_entries or size_bytes > limits.max_bytes:
+        return False
+    return size_bytes < SLACK_BYTES or size_bytes - window.bytes_after(safe_index) < SLACK_BYTES
 
 
 def decide(window: Window, peers: Iterable[PeerClaim], situation: Situation, limits: WindowLimits) -> Decision | None:

@@ -10,8 +10,10 @@ Rules
   and elections go on while a disk is slow, and raft itself bounds what is being applied.
 - A turn runs at once when storage responds and when a proposal meets an idle disk; everything else is gathered by a scheduled one. What
   was applied schedules one, too: whoever waits for the result gets the loop first.
-- After a scheduled turn the window is compacted if anything moved (log-memory.md), and the floor rides to the followers with the next
-  messages.
+- After a scheduled turn the window is weighed and compacted as far as the rule allows (log-memory.md); the floor rides to the followers
+  with the next messages. Whatever the rule depends on schedules a turn: inputs, what becomes safe, and each tick for what depends on time.
+- Writes that other members forward wait in `forwarded` while raft takes none, and take turns with this member's own; as a follower this one
+  sends no more of its own than `forward_window` has room for.
 - Ticks missed during a stall collapse into one: a member that slept must not campaign because of its own nap.
 
 Source: architecture.md ("The way of one Put"); etcd-io/raft doc.go.
@@ -28,6 +30,8 @@ from typing import Final, Protocol
 from kvserver.node.append_queue import AppendQueue
 from kvserver.node.apply_queue import ApplyQueue
 from kvserver.node.compaction import Decision, WindowLimits
+from kvserver.node.forward_window import ForwardWindow
+from kvserver.node.forwarded import Forwarded
 from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
 from kvserver.node.proposal_batches import WaitingProposal, next_batch
@@ -38,9 +42,10 @@ from raft.errors import InvalidMessageError, ProposalDroppedError, RaftError, St
 from raft.messages import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, Message, MessageType
 from raft.raw_node import RawNode
 from raft.ready import Ready
-from raft.types import NO_NODE, Index, Term
+from raft.types import NO_NODE, ConfState, Index, Term
 
 SMALL_PROPOSAL_BYTES: Final = 16 << 10
+_UNBOUNDED: Final = 1 << 62
 
 
 class Outbox(Protocol):
@@ -78,7 +83,10 @@ class _Waiters:
 
 
 class Driver:
-    """Runs one RawNode."""
+    """Runs one RawNode.
+
+    Without `forwarded` what other members forward is lost if raft can't take it at once, without `forward_window` all goes to the leader.
+    """
 
     def __init__(
         self,
@@ -92,6 +100,8 @@ class Driver:
         tick_s: float,
         hooks: DriverHooks,
         log_first: Callable[[], Index | None] = lambda: None,
+        forwarded: Forwarded | None = None,
+        forward_window: ForwardWindow | None = None,
     ) -> None:
         self._raw = raw
         self._window = window
@@ -104,6 +114,10 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._waiters = _Waiters()
         self._proposals: list[WaitingProposal] = []  # bounded by who makes them (proposals.py)
+        self._returned: list[WaitingProposal] = []  # came back from a member that leads no more: proposed again with the next tick
+        self._forwarded = forwarded
+        self._forwarded_is_next = False
+        self._forward_window = forward_window or ForwardWindow(lambda: _UNBOUNDED)
         self._append: AppendQueue | None = None
         self._apply: ApplyQueue | None = None
         self._turn_scheduled = False
@@ -115,6 +129,8 @@ class Driver:
         self._leader_floor: Index | None = None
         self._applied_index = raw.applied_index
         self._applied_term = Term(0)
+        self._weighed_index = Index(0)  # what was safe when the window was last weighed
+        self._is_settled = False  # it was within the slack then, and everything durable was safe: only a commit or a tick changes that
 
     def start(self, append: AppendQueue, apply: ApplyQueue) -> None:
         """Begin to tick, with the two queues that carry out storage work."""
@@ -130,6 +146,7 @@ class Driver:
         for _, future in self._waiters.applied:
             future.cancel()
         self._proposals.clear()
+        self._returned.clear()
 
     # --- what others read ----------------------------------------------------------------------------------------------------------------
 
@@ -204,6 +221,10 @@ class Driver:
         else:
             self.wake()
 
+    def take_back(self, proposal: WaitingProposal) -> None:
+        """A proposal that was forwarded, and that is not in raft: it is handed over again."""
+        self._returned.append(proposal)
+
     def request_read_index(self, context: bytes) -> None:
         """Ask for the index at which a read with this context is linearizable."""
         self._enter(self._raw.read_index, context)
@@ -214,9 +235,12 @@ class Driver:
             return
         self._peers.note_contact(message.from_, self._loop.time())
         try:
-            self._raw.step(message)
+            if message.type is MessageType.PROP and self._forwarded is not None:
+                self._forwarded.take(message)
+            else:
+                self._raw.step(message)
         except (ProposalDroppedError, StepPeerNotFoundError):
-            pass  # a forwarded proposal that can't be taken now: its proposer hears of it; or a peer that raft doesn't know (any more)
+            pass  # a proposal that raft can't take; or a peer that it doesn't know (any more)
         except (InvalidMessageError, StepLocalMessageError) as error:
             self._hooks.on_invalid(message, error)
             return
@@ -233,6 +257,8 @@ class Driver:
 
     def report_unreachable(self, peer: NodeId) -> None:
         """A message to `peer` was dropped."""
+        if peer == self._leader:
+            self._forward_window.forget()
         self._enter(self._raw.report_unreachable, peer)
 
     def retry_appends(self) -> None:
@@ -269,8 +295,10 @@ class Driver:
             self._outbox.send(outgoing, Index(self._window.first_index() - 1))
         if self._in_turn:
             self._schedule_turn()  # applied within a turn: first whoever waits for that gets the loop
-        else:
-            self._run_turn()
+            return
+        self._run_turn()
+        if self._safe_index() > self._weighed_index:
+            self._schedule_turn()  # applied in a slice of its own: the same, and then the window is compacted
 
     def note_applied(self, index: Index, term: Term) -> None:
         """The store holds everything through `index`."""
@@ -319,7 +347,9 @@ class Driver:
         if self._stopped:
             return
         self._tick_timer = self._loop.call_later(self._tick_s, self._tick)
-        self._proposals = [each for each in self._proposals if each.is_wanted]
+        returned, self._returned = self._returned, []
+        self._proposals = [each for each in (*returned, *self._proposals) if each.is_wanted]
+        self._is_settled = False
         self._enter(self._raw.tick)
 
     def _run_scheduled_turn(self) -> None:
@@ -336,7 +366,7 @@ class Driver:
         self._in_turn = True
         try:
             while not self._stopped:
-                if self._proposals:
+                if self._proposals or (self._forwarded is not None and self._forwarded.is_waiting):
                     self._hand_over_proposals()
                 if not self._raw.has_ready():
                     break
@@ -349,31 +379,47 @@ class Driver:
         self._release_waiters()
 
     def _hand_over_proposals(self) -> None:
-        """Give raft what waits, as few batches as its order allows; what raft drops (no leader, a transfer, a full tail) waits on."""
+        """Give raft what waits, this member's and others' by turns; what raft drops (no leader, a transfer, a full tail) waits on."""
+        forwarded = self._forwarded
+        if forwarded is not None and not self._raw.is_leader:
+            forwarded.hand_back_all()
         if self._leader == NO_NODE:
             return
         waiting, self._proposals = [each for each in self._proposals if each.is_wanted], []
         position = 0
-        while position < len(waiting):
-            count = self._propose_some(waiting, position)
-            if count == 0:
-                self._proposals = waiting[position:]
-                return
-            for proposal in waiting[position : position + count]:
-                proposal.taken(self._raw.term)
-            position += count
+        while True:
+            has_forwarded = forwarded is not None and forwarded.has_next
+            if not has_forwarded and position == len(waiting):
+                break
+            is_forwarded = has_forwarded and (self._forwarded_is_next or position == len(waiting))
+            if forwarded is not None and is_forwarded:
+                is_taken = forwarded.propose_next()
+            else:
+                count = self._propose_some(waiting, position)
+                position += count
+                is_taken = count > 0
+            self._forwarded_is_next = is_forwarded != is_taken  # by turns; who was refused is the first to try again
+            if not is_taken:
+                break
+        self._proposals = waiting[position:]
 
     def _propose_some(self, waiting: Sequence[WaitingProposal], position: int) -> int:
-        """Propose a run that begins at `position`; how many raft took, 0 when it takes none now."""
+        """Propose a run that begins at `position`; how many raft took, 0 when it takes none now, or the leader has enough of ours."""
         batch = next_batch(waiting, position)
+        size_bytes = 0 if isinstance(batch, ConfChange) else sum(len(data) for data in batch)
+        if not self._raw.is_leader and not self._forward_window.fits(size_bytes):
+            return 0
         try:
             if isinstance(batch, ConfChange):
                 self._raw.propose_conf_change(batch)
-                return 1
-            self._raw.propose_batch(batch)
+            else:
+                self._raw.propose_batch(batch)
         except ProposalDroppedError:
             return 0
-        return len(batch)
+        count = 1 if isinstance(batch, ConfChange) else len(batch)
+        for proposal in waiting[position : position + count]:
+            proposal.taken(self._raw.term)
+        return count
 
     def _carry_out(self, ready: Ready) -> None:
         assert self._append is not None
@@ -396,8 +442,11 @@ class Driver:
             self._outbox.send(outgoing, Index(self._window.first_index() - 1))
 
     def _want_snapshot(self, message: Message) -> None:
-        """Begin the transfer and pin its position, unless leadership was lost within this very turn."""
-        if not self._raw.is_leader:
+        """Begin the transfer and pin its position, unless leadership was lost within this very turn, or the receiver would refuse it: the
+        store has not committed yet that it is a member. Raft then asks again when the next heartbeat is answered.
+        """
+        assert message.snapshot is not None
+        if not self._raw.is_leader or not _is_member(message.to, message.snapshot.metadata.conf_state):
             self._raw.report_snapshot(message.to, False)
         elif self._hooks.on_snapshot_wanted(message):  # otherwise a stream is under way, whose pin must not move
             self._peers.pin(message.to, self._durability.durable_index)
@@ -413,12 +462,18 @@ class Driver:
         _release(waiting)
 
     def _compact(self) -> None:
-        """Compact the window as far as everyone allows (log-memory.md, the rule)."""
-        if self._stopped:
+        """Compact the window as far as everyone allows (log-memory.md, the rule). Nearly every call ends at the first comparison."""
+        durable_index = self._durability.durable_index
+        if self._stopped or (self._is_settled and durable_index == self._weighed_index):
+            return
+        self._weighed_index = safe_index = self._safe_index()
+        is_idle = self._keeper.is_idle(safe_index)
+        self._is_settled = is_idle and safe_index == durable_index
+        if is_idle:
             return
         decision = self._keeper.decide(
             self._raw,
-            safe_index=self._safe_index(),
+            safe_index=safe_index,
             now_s=self._loop.time(),
             role_since_s=self._role_since_s,
             leader_floor=self._leader_floor,
@@ -439,6 +494,10 @@ class Driver:
                 if index <= applied and not future.done():
                     future.set_result(None)
             self._waiters.applied = [(index, future) for index, future in waiting if index > applied and not future.done()]
+
+
+def _is_member(node: NodeId, conf_state: ConfState) -> bool:
+    return any(node in group for group in (conf_state.voters, conf_state.learners, conf_state.voters_outgoing))
 
 
 def _release(futures: list[asyncio.Future[None]]) -> None:

@@ -16,6 +16,7 @@ from google.protobuf.message import Message as PbMessage
 from kvserver.apply import Alarms, Applier, MemberChange, Membership, Store, change_members, decode_change
 from kvserver.commands import ProposalId
 from kvserver.errors import DeterministicError, FatalError, NotEnoughStartedMembersError, RequestError
+from kvserver.mvcc import Allowance
 from kvserver.pb import internal_pb2
 from raft.confchange import ConfChange, ConfChangeV2
 from raft.confchange_codec import decode_conf_change
@@ -43,20 +44,27 @@ class EntryApplier:
         note_applied: Callable[[Index, Term], None],
         on_membership: Callable[[Membership], None],
         on_alarms: Callable[[Alarms], None],
+        answer_room: Callable[[ProposalId], Allowance | None],
+        note_begun: Callable[[ProposalId], None],
     ) -> None:
+        self._note_begun = note_begun
         self._store = store
-        self._applier = Applier(store)
+        self._applier = Applier(store, answer_room)
         self._raw = raw
         self._resolve = resolve
         self._note_applied = note_applied
         self._on_membership = on_membership
         self._on_alarms = on_alarms
 
-    def apply(self, entry: Entry) -> None:
-        """Apply the next entry. Raises FatalError when this member can't."""
+    def apply_slice(self, entry: Entry) -> bool:
+        """Apply the next entry, or the next slice of it; whether that was all of it. Raises FatalError when this member can't."""
         if entry.type is EntryType.NORMAL:
             alarms = self._store.alarms
-            applied = self._applier.apply_entry(entry.index, entry.term, entry.data)
+            applied = self._applier.apply_slice(entry.index, entry.term, entry.data)
+            if applied is None:
+                if self._applier.running is not None:
+                    self._note_begun(self._applier.running)
+                return False
             if self._store.alarms is not alarms:
                 self._on_alarms(self._store.alarms)
             # First the result, then the news of the term: it fails what was proposed under an older term, and this entry was applied.
@@ -65,6 +73,7 @@ class EntryApplier:
         else:
             self._apply_change(entry)
         self._note_applied(entry.index, entry.term)
+        return True
 
     def _apply_change(self, entry: Entry) -> None:
         change = decode_conf_change(entry.type, entry.data)

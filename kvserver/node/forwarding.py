@@ -28,6 +28,14 @@ class ForwardKind(IntEnum):
     NO_SPACE = 3
     """From a leader short of disk space: it did not take these forwarded writes of the member that is asked. Pairs of incarnation and
     counter, 8 bytes each, big-endian."""
+    LEASE_RENEW = 4
+    """To the leader: give these leases their whole TTL (lease_desk.py)."""
+    LEASE_REMAINING = 5
+    """To the leader: how many seconds do these leases have left?"""
+    NO_ROOM = 6
+    """From a leader without room for them to wait: it did not propose these forwarded writes of the member that is asked. As NO_SPACE."""
+    HANDED_BACK = 7
+    """From a member that does not lead: it did not propose these forwarded writes of the member that is asked. As NO_SPACE."""
 
 
 SendRequest = Callable[..., Awaitable[bytes]]
@@ -49,7 +57,7 @@ async def ask_promote(request: SendRequest, leader: NodeId, target: NodeId, dead
     try:
         await request(leader, ForwardKind.PROMOTE_MEMBER, target.to_bytes(8, "big"), timeout_s=timeout_s)
     except PeerRequestRefusedError as refused:
-        raise _error_named(refused.code) from None
+        raise error_named(refused.code) from None
     except PeerRequestError as failure:
         raise (NoLeaderError if failure.retryable else TimeoutDueToConnectionLostError) from None
 
@@ -71,7 +79,7 @@ async def answer_promote(payload: bytes, *, promote: Callable[[NodeId, float], A
     return b""
 
 
-def _error_named(name: str) -> RequestError:
+def error_named(name: str) -> RequestError:
     """The domain error of that class name; a timeout for a name that this version does not know."""
     found = getattr(errors, name, None)
     if isinstance(found, type) and issubclass(found, RequestError):

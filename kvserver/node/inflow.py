@@ -8,17 +8,15 @@ Rules
 - What counts is what is committed, in the WAL and not applied: work that applying has in hand. So while anything is held there is something
   to apply, and each apply looks here again: holding can't wait for itself. (Entries that are not committed yet do not count: a new leader
   may need them acknowledged, or replaced, before anything more can be committed. The leader's own bound on uncommitted bytes is theirs.)
-- Held are appends, and on a leader the writes that others forward; in order, one kind for all: while an append is held, those that follow
-  it are, too. Heartbeats (which carry the commit index), votes and snapshots pass at once.
-- What is held is shown to `admit` again before it is stepped: a store that has become full since must not grow by what waited here.
+- Held are appends, in order: while one is held, those that follow it are, too. Heartbeats (which carry the commit index), votes and
+  snapshots pass at once. Writes that others forward to a leader wait in a place of their own (forwarded.py), which asks `is_full`.
 - At most `max_held_bytes` are held, about what a leader sends before it waits; more are dropped, as if the network had lost them: raft
-  sends appends again, and who forwarded a write hears of a time-out.
+  sends appends again.
 - In a halt (halt.py) nothing is held any more, from `let_pass` on: applying stands still for good, and what would wait for it may be the
   entry with this member's own alarm. The tail then has no bound of its own; it grows by what the leader sends in the halt's time.
 
 Invariants (tests/kvserver/node/test_inflow.py): the unapplied tail grows beyond the limit by one message at most once commitment has
-caught up, unless in a halt; nothing is stepped twice or out of order; what is held is stepped when applying is back below the limit, as far
-as it is admitted then.
+caught up, unless in a halt; nothing is stepped twice or out of order; what is held is stepped when applying is back below the limit.
 """
 
 from __future__ import annotations
@@ -53,8 +51,6 @@ class Inflow:
         limit_bytes: hold from this many unapplied bytes on.
         max_held_bytes: drop beyond this many held bytes.
         on_held, on_dropped: told of each message that is held or dropped.
-
-    `admit` answers what raft may see of a message that was held: all, a part, or (None) nothing of it. Who calls `take` has asked before.
     """
 
     def __init__(
@@ -75,7 +71,6 @@ class Inflow:
         self._held_bytes = 0
         self._is_releasing = False
         self._lets_pass = False
-        self.admit: Callable[[Message], Message | None] = lambda message: message
 
     @property
     def held_bytes(self) -> int:
@@ -86,7 +81,7 @@ class Inflow:
         """A message from a peer; `floor` as in the driver's `step`."""
         if self._held:
             self.release()
-        if message.type not in (MessageType.APP, MessageType.PROP) or not (self._held or self._is_over(message)):
+        if message.type is not MessageType.APP or not (self._held or self._is_over(message)):
             self._core.step(message, floor)
             return
         self._core.note_contact(message.from_)
@@ -107,9 +102,7 @@ class Inflow:
             while self._held and not self._is_over(self._held[0][0]):
                 message, floor = self._held.popleft()
                 self._held_bytes -= _size_bytes(message)
-                admitted = self.admit(message)
-                if admitted is not None:
-                    self._core.step(admitted, floor)
+                self._core.step(message, floor)
         finally:
             self._is_releasing = False
 
@@ -118,8 +111,13 @@ class Inflow:
         self._lets_pass = True
         self.release()
 
+    @property
+    def is_full(self) -> bool:
+        """Applying is behind by more than the limit."""
+        return not self._lets_pass and self._core.unapplied_bytes >= self._limit_bytes
+
     def _is_over(self, message: Message) -> bool:
-        return bool(message.entries) and not self._lets_pass and self._core.unapplied_bytes >= self._limit_bytes
+        return bool(message.entries) and self.is_full
 
 
 def _size_bytes(message: Message) -> int:

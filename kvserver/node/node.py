@@ -18,26 +18,28 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from kvserver.apply import Alarms, ApplyMetDamageError, Membership, Store
-from kvserver.commands import CommandKind
+from kvserver.commands import KINDS_VERSION, CommandKind
 from kvserver.config import ServerConfig
-from kvserver.errors import FatalError, KvError, RequestError
+from kvserver.errors import FatalError, KvError, RequestError, StoppedError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics
 from kvserver.node import bootstrap
 from kvserver.node.alarms import AlarmLog, AlarmRaiser
-from kvserver.node.assembly import Ground, assemble, engine_config, watch_space, window_limits
+from kvserver.node.assembly import Ground, assemble, engine_config, watch_limits, watch_space, window_limits
 from kvserver.node.compaction import Decision
 from kvserver.node.corruption import CorruptionDesk
 from kvserver.node.directory import OS_FILES, DataDirectory, open_data_directory
 from kvserver.node.forwarding import ForwardKind, answer_promote
 from kvserver.node.halt import Halt, HaltParts
 from kvserver.node.handover import HandOver
+from kvserver.node.lease_parts import make_leases
 from kvserver.node.opening import open_store
 from kvserver.node.space_watch import NO
 from kvserver.pb import internal_pb2
 from kvserver.peer import PeerRequestRefusedError
 from kvserver.storage import EngineHooks, StorageNoSpaceError
 from kvserver.types import ClusterId, NodeId, Revision
+from kvserver.watch import WatchHub
 from raft.errors import RaftError
 from raft.messages import Message
 from raft.types import NO_NODE, Index, SnapshotMetadata, Term
@@ -90,8 +92,11 @@ class Node:
         self.apply_queue = parts.apply_queue
         self.inflow = parts.inflow
         self._beyond_budget_bytes = 0
+        self.forwarded = parts.forwarded
         self.holders: dict[str, Callable[[], int]] = {}  # what rooms above hold, by owner (accounting.py)
         self.backups = parts.backups
+        self.watch = WatchHub(store, watch_limits(config))
+        store.on_revision(self.watch.note_revision)
         self.alarms = AlarmRaiser(
             member_id=self.member_id,
             proposals=parts.proposals,
@@ -102,6 +107,7 @@ class Node:
         self._alarm_log = AlarmLog(store.alarms, self._log)
         self._hand_over = HandOver(member_id=self.member_id, driver=parts.driver, book=parts.book, transport=parts.transport, log=self._log)
         self.space = watch_space(ground, parts, self._hand_over, on_fatal=self.fail)
+        self.leases = make_leases(ground, parts)
         self.halt = self._make_halt()
         parts.handler.answer = self._answer_peer
         store.on_compacted(self._note_compaction_finished)
@@ -181,7 +187,10 @@ class Node:
     async def wait_published(self) -> None:
         """Return when the cluster has accepted this member's name and client URLs; never while it is halted, as it is about to end."""
         request = internal_pb2.MemberAttributes(
-            member_id=self.member_id, name=self.config.name, client_urls=[str(url) for url in self.config.advertise_client_urls]
+            member_id=self.member_id,
+            name=self.config.name,
+            client_urls=[str(url) for url in self.config.advertise_client_urls],
+            kinds_version=KINDS_VERSION,
         )
         while True:
             if self.halt.is_begun:
@@ -219,7 +228,9 @@ class Node:
         """The first part of an orderly stop: hand leadership over, then answer whoever waits with `server stopped`."""
         if not self._failed.done():
             await self._hand_over.run(since_s=self._loop.time() - self.config.election_timeout_s)
+        self.watch.stop(StoppedError())
         self.alarms.stop()
+        self.leases.stop()
         self.proposals.stop()
         self.reads.stop()
 
@@ -227,6 +238,7 @@ class Node:
         """Stop what runs and close what is open; safe after a failure, too."""
         self.driver.stop()
         self.alarms.stop()
+        self.leases.stop()
         self.proposals.stop()
         self.reads.stop()
         self._parts.apply_queue.stop()
@@ -243,6 +255,7 @@ class Node:
             last_first.push_async_callback(self._parts.append_queue.wait_idle)
             last_first.push_async_callback(self.transport.stop)
             last_first.push_async_callback(self.space.stop)
+            last_first.push_async_callback(self._parts.notices.stop)
             last_first.push_async_callback(self.halt.stop)
 
     async def _close_wal(self) -> None:
@@ -259,6 +272,10 @@ class Node:
                     return NO if self.halt.is_begun else self.space.answer_has_space()
                 case ForwardKind.NO_SPACE:
                     return self.space.take_notice(sender, payload)
+                case ForwardKind.LEASE_RENEW | ForwardKind.LEASE_REMAINING:
+                    return await self.leases.desk.answer(ForwardKind(kind), payload, self.config.request_timeout_s)
+                case ForwardKind.NO_ROOM | ForwardKind.HANDED_BACK:
+                    return self._parts.notices.take(ForwardKind(kind), payload)
                 case _:
                     raise PeerRequestRefusedError.unknown_kind(kind)
         except ValueError as error:
@@ -270,6 +287,7 @@ class Node:
         """Another member leads, or none."""
         self._hand_over.note_leader()
         self.space.note_leader()
+        self.leases.note_leader(leads=leader == self.member_id, term=term)
         if previous == self.member_id:
             if self._parts.history is not None:
                 self._parts.history.log.stop_serving()
@@ -342,6 +360,7 @@ class Node:
         """A snapshot is in force."""
         self.driver.note_applied(metadata.index, metadata.term)
         self._alarm_log.note(self.store.alarms)
+        self.watch.note_replaced()
         self.proposals.fail_older_than(Term(self.driver.term + 1))
         self._follow_members()
         self.releaser.consider()
@@ -370,7 +389,9 @@ class Node:
             return
         self._failed.set_result(error)
         self.driver.stop()
+        self.watch.stop(StoppedError())
         self.alarms.stop()
+        self.leases.stop()
         self.proposals.stop()
         self.reads.stop()
         is_explained = isinstance(error, FatalError | WalError)  # its text says it all; anything else is a defect, for the developers

@@ -7,7 +7,10 @@ Rules
 - An id is (member, incarnation, counter): the incarnation is drawn anew at every start, so that a replayed entry can't resolve a new
   future.
 - A proposal is handed to raft once. While there is no leader it waits *before* that; once handed over it is never repeated, as it might
-  apply twice.
+  apply twice. The one exception comes back (`take_back`): a member says that it was forwarded there and is not in raft.
+- One that is being applied, and takes many slices, has no deadline any more but its client's: its outcome is certain, and only a matter of
+  time.
+- What raft has and is not answered yet counts in the forward window: a follower sends its leader no more than that can hold.
 - A future ends by its result, by its deadline, by shutdown, or by `fail_older_than`: when the first entry of a newer term is applied,
   whatever this member proposed under an older term and has not seen applied is unknown (normally lost), and the client hears `leader
   changed` at once.
@@ -40,6 +43,7 @@ from kvserver.errors import (
     TimeoutDueToLeaderFailError,
     TooManyRequestsError,
 )
+from kvserver.node.forward_window import ForwardWindow
 from kvserver.node.proposal_batches import WaitingProposal
 from raft.confchange import ConfChange
 from raft.types import NodeId, Term
@@ -55,6 +59,10 @@ class ProposalSink(Protocol):
         """Hand the proposal to raft as soon as raft takes it: with the next turn, or when there is a leader (again)."""
         ...
 
+    def take_back(self, proposal: WaitingProposal) -> None:
+        """The same for one that came back, a little later."""
+        ...
+
 
 @dataclass(slots=True)
 class _Pending:
@@ -63,7 +71,10 @@ class _Pending:
     content: bytes | ConfChange
     future: asyncio.Future[PbMessage]
     size_bytes: int
+    window: ForwardWindow
     term: Term | None = None
+    timer: asyncio.TimerHandle | None = None
+    ticket: int | None = None
 
     @property
     def is_wanted(self) -> bool:
@@ -71,6 +82,13 @@ class _Pending:
 
     def taken(self, term: Term) -> None:
         self.term = term
+        self.ticket = self.window.take(self.size_bytes)
+
+    def leave_window(self) -> None:
+        """It is answered, or is not in raft after all."""
+        if self.ticket is not None:
+            self.window.give(self.size_bytes, self.ticket)
+            self.ticket = None
 
 
 class Proposals:
@@ -88,6 +106,7 @@ class Proposals:
         max_count: int,
         max_bytes: int,
         on_failed: Callable[[], None],
+        window: ForwardWindow | None = None,
     ) -> None:
         self.check: Callable[[CommandKind, PbMessage], None] = _accept
         self.check_change: Callable[[], None] = _accept_change
@@ -97,6 +116,7 @@ class Proposals:
         self._max_count = max_count
         self._max_bytes = max_bytes
         self._on_failed = on_failed
+        self._window = window or ForwardWindow(lambda: max_bytes)
         self._pending: dict[int, _Pending] = {}
         self._counter = 0
         self._bytes = 0
@@ -153,10 +173,11 @@ class Proposals:
         if size_bytes > self._max_bytes:
             raise RequestTooLargeError
         loop = asyncio.get_running_loop()
-        pending = _Pending(content, loop.create_future(), size_bytes)
+        pending = _Pending(content, loop.create_future(), size_bytes, self._window)
         self._pending[counter] = pending
         self._bytes += size_bytes
-        timer = loop.call_at(deadline_s, _expire, pending.future)  # a tenth of the cost of asyncio.timeout_at, on the way of every write
+        # A tenth of the cost of asyncio.timeout_at, on the way of every write.
+        pending.timer = timer = loop.call_at(deadline_s, _expire, pending.future)
         try:
             self._sink.propose(pending)
             return await pending.future
@@ -165,21 +186,46 @@ class Proposals:
             raise self._timeout_error(pending) from None
         finally:
             timer.cancel()
+            pending.leave_window()
             del self._pending[counter]
             self._bytes -= size_bytes
             pending.content = b""  # raft may not have asked for it yet: an unwanted proposal in its queue must not hold the bytes
 
     def resolve(self, proposal: ProposalId, result: PbMessage | RequestError) -> None:
         """An entry was applied: if it is one of ours and still awaited, answer it."""
-        if proposal.incarnation != self._incarnation or proposal.member != self._member_id:
+        if not self.is_awaited(proposal):
             return
-        pending = self._pending.get(proposal.counter)
-        if pending is None or pending.future.done():
-            return
+        pending = self._pending[proposal.counter]
+        pending.leave_window()
         if isinstance(result, RequestError):
             pending.future.set_exception(result)
         else:
             pending.future.set_result(result)
+
+    def note_begun(self, proposal: ProposalId) -> None:
+        """A part of it is applied, and the rest follows: if it is one of ours, it waits for that as long as its client does."""
+        if self.is_awaited(proposal):
+            timer = self._pending[proposal.counter].timer
+            if timer is not None:
+                timer.cancel()
+
+    def is_awaited(self, proposal: ProposalId) -> bool:
+        """Whether it is one of ours, and its result is still wanted."""
+        if proposal.incarnation != self._incarnation or proposal.member != self._member_id:
+            return False
+        pending = self._pending.get(proposal.counter)
+        return pending is not None and not pending.future.done()
+
+    def take_back(self, proposal: ProposalId) -> None:
+        """The member that this was forwarded to says that it is not in raft: hand it over again, if somebody still waits for it."""
+        if proposal.incarnation != self._incarnation or proposal.member != self._member_id:
+            return
+        pending = self._pending.get(proposal.counter)
+        if pending is None or pending.term is None or pending.future.done():
+            return
+        pending.leave_window()
+        pending.term = None
+        self._sink.take_back(pending)
 
     def refuse_waiting(self, refuses: Callable[[bytes | ConfChange], bool], error: type[RequestError]) -> None:
         """Answer with `error` what raft has not been given yet and `refuses` says yes to: nothing of it was proposed."""
@@ -192,6 +238,7 @@ class Proposals:
         for pending in self._pending.values():
             if pending.term is not None and pending.term < term and not pending.future.done():
                 self._on_failed()
+                pending.leave_window()
                 pending.future.set_exception(LeaderChangedError())
 
     def stop(self) -> None:

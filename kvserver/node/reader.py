@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kvserver.apply import AnswerRoom, Store
+from kvserver.apply import AnswerRoom, LeaseKeys, Store
 from kvserver.pb import rpc_pb2
-from kvserver.types import Revision
+from kvserver.types import LeaseId, Revision
 
 
 class StoreReader:
@@ -21,6 +21,10 @@ class StoreReader:
         """Answer a checked transaction that writes nothing, at one revision; as `read_range`."""
         return await self._store.read_txn(request, room)
 
+    async def measure_write(self, request: rpc_pb2.TxnRequest | rpc_pb2.DeleteRangeRequest, limit_bytes: int) -> int:
+        """What a checked write would answer if it were applied now, in bytes; exact up to the limit."""
+        return await self._store.measure(request, limit_bytes)
+
     async def hash_kv(self, revision: Revision) -> rpc_pb2.HashKVResponse:
         """Hash what is held up to `revision` (0: the newest), on a thread. Raises as `read_range` does."""
         found = await self._store.hash_kv(revision)
@@ -34,3 +38,11 @@ class StoreReader:
     async def wait_compacted(self, revision: Revision) -> None:
         """Return when what a compaction at `revision` made unreachable is removed from the disk."""
         await self._store.wait_compacted(revision)
+
+    async def read_leases(self, room: AnswerRoom) -> rpc_pb2.LeaseLeasesResponse:
+        """All leases, ascending."""
+        return await self._store.read_leases(room)
+
+    async def read_lease(self, lease: LeaseId, room: AnswerRoom, *, with_keys: bool) -> LeaseKeys:
+        """A lease's TTL, and if wanted the keys attached to it."""
+        return await self._store.read_lease(lease, room, with_keys=with_keys)

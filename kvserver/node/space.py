@@ -158,8 +158,8 @@ def should_hand_over(space: Space, *, is_leader: bool, now_s: float, last_try_s:
 
 
 def grows(kind: CommandKind, request: PbMessage) -> bool:
-    """Whether the command needs space for good: a put, a transaction with a put in any branch at any depth."""
-    if kind is CommandKind.PUT:
+    """Whether the command needs space for good: a put, a transaction with a put in any branch at any depth, a lease grant."""
+    if kind in (CommandKind.PUT, CommandKind.LEASE_GRANT):
         return True
     return kind is CommandKind.TXN and isinstance(request, TxnRequest) and txn_cost_bytes(request) > 0
 
@@ -179,7 +179,7 @@ def refused_proposal(level: Refusal, data: bytes) -> ProposalId | None:
             return command.id if txn_cost_bytes(TxnRequest.FromString(bytes(command.payload))) > 0 else None
     except (FatalError, DecodeError):
         return None
-    return command.id if level is Refusal.EVERYTHING or command.kind is CommandKind.PUT else None
+    return command.id if level is Refusal.EVERYTHING or command.kind in (CommandKind.PUT, CommandKind.LEASE_GRANT) else None
 
 
 def split_forwarded(level: Refusal, entries: Iterable[Entry]) -> tuple[list[Entry], list[ProposalId]]:

@@ -37,6 +37,10 @@ class WindowKeeper:
         self._limits = limits
         self._log_first = log_first
 
+    def is_idle(self, safe_index: Index) -> bool:
+        """`decide` would find nothing to do, whatever the peers claim; no pin may have to end either."""
+        return is_within_slack(self._window, safe_index, self._limits) and not self._peers.pins
+
     def decide(self, raw: RawNode, *, safe_index: Index, now_s: float, role_since_s: float, leader_floor: Index | None) -> Decision | None:
         """Where to compact now, if anywhere.
 
@@ -46,7 +50,7 @@ class WindowKeeper:
             leader_floor: last heard from the current leader, on followers.
         """
         window, peers, limits = self._window, self._peers, self._limits
-        if is_within_slack(window, safe_index, limits) and not peers.pins:
+        if self.is_idle(safe_index):
             return None
         is_leader = raw.is_leader
         if is_leader:

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Final
 
 from kvserver.node.compaction import WindowLimits
-from kvserver.node.log_window import LogWindow
+from kvserver.node.log_window import LogWindow, entry_footprint_bytes
 from raft.types import ConfState, Entry, HardState, Index, Term
 from wal import Recovered
 
-_TRIM_EVERY: Final = 256
-_TRIM_SLACK_BYTES: Final = 4 * 1024 * 1024
-"""How far past the byte cap what is below the applied index may grow before it is trimmed: large values fill a cap in few entries."""
+_TRIM_ENTRIES: Final = 256
+_TRIM_BYTES: Final = 4 * 1024 * 1024
+"""How much is taken before what is below the applied index is trimmed again: by then it is beyond the caps by that much at most."""
 
 
 class WindowLoader:
@@ -28,7 +28,8 @@ class WindowLoader:
         self._applied_index = applied_index
         self._limits = limits
         self._entries: LogWindow | None = None
-        self._count = 0
+        self._untrimmed_entries = 0
+        self._untrimmed_bytes = 0
 
     def __call__(self, entry: Entry) -> None:
         """Take one entry."""
@@ -37,8 +38,9 @@ class WindowLoader:
             # The first entry, one behind a marker, or one that overwrites everything held: begin anew in front of it.
             window = self._entries = _empty(Index(entry.index - 1), Term(0))
         window.append([entry])
-        self._count += 1
-        if self._count % _TRIM_EVERY == 0 or window.size_bytes > self._limits.max_bytes + _TRIM_SLACK_BYTES:
+        self._untrimmed_entries += 1
+        self._untrimmed_bytes += entry_footprint_bytes(entry)
+        if self._untrimmed_entries >= _TRIM_ENTRIES or self._untrimmed_bytes >= _TRIM_BYTES:
             self._trim(window)
 
     @property
@@ -80,6 +82,7 @@ class WindowLoader:
     def _trim(self, window: LogWindow) -> None:
         cap = window.cap_index(self._limits.max_entries, self._limits.max_bytes)
         window.compact(min(cap, self._applied_index))
+        self._untrimmed_entries = self._untrimmed_bytes = 0
 
 
 def _empty(index: Index, term: Term) -> LogWindow:

@@ -24,23 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akvserver/pb/internal.proto\x12\x0bkvserver.pb\"q\n\tConfState\x12\x0e\n\x06voters\x18\x01 \x03(\x06\x12\x17\n\x0fvoters_outgoing\x18\x02 \x03(\x06\x12\x10\n\x08learners\x18\x03 \x03(\x06\x12\x15\n\rlearners_next\x18\x04 \x03(\x06\x12\x12\n\nauto_leave\x18\x05 \x01(\x08\"H\n\x10MemberAttributes\x12\x11\n\tmember_id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63lient_urls\x18\x03 \x03(\t\"d\n\x0cStoredMember\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tpeer_urls\x18\x03 \x03(\t\x12\x13\n\x0b\x63lient_urls\x18\x04 \x03(\t\x12\x12\n\nis_learner\x18\x05 \x01(\x08\"~\n\x10StoredMembership\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12*\n\x07members\x18\x02 \x03(\x0b\x32\x19.kvserver.pb.StoredMember\x12\x13\n\x0bremoved_ids\x18\x03 \x03(\x06\x12\x15\n\rcluster_token\x18\x04 \x01(\t\"\xb7\x01\n\x0cMemberChange\x12\x17\n\x0fproposal_member\x18\x01 \x01(\x06\x12\x1c\n\x14proposal_incarnation\x18\x02 \x01(\x06\x12\x18\n\x10proposal_counter\x18\x03 \x01(\x06\x12+\n\x04kind\x18\x04 \x01(\x0e\x32\x1d.kvserver.pb.MemberChangeKind\x12)\n\x06member\x18\x05 \x01(\x0b\x32\x19.kvserver.pb.StoredMember*\x97\x01\n\x10MemberChangeKind\x12\x1d\n\x19MEMBER_CHANGE_UNSPECIFIED\x10\x00\x12\x15\n\x11MEMBER_CHANGE_ADD\x10\x01\x12\x18\n\x14MEMBER_CHANGE_REMOVE\x10\x02\x12\x18\n\x14MEMBER_CHANGE_UPDATE\x10\x03\x12\x19\n\x15MEMBER_CHANGE_PROMOTE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akvserver/pb/internal.proto\x12\x0bkvserver.pb\"q\n\tConfState\x12\x0e\n\x06voters\x18\x01 \x03(\x06\x12\x17\n\x0fvoters_outgoing\x18\x02 \x03(\x06\x12\x10\n\x08learners\x18\x03 \x03(\x06\x12\x15\n\rlearners_next\x18\x04 \x03(\x06\x12\x12\n\nauto_leave\x18\x05 \x01(\x08\"_\n\x10MemberAttributes\x12\x11\n\tmember_id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63lient_urls\x18\x03 \x03(\t\x12\x15\n\rkinds_version\x18\x04 \x01(\r\"{\n\x0cStoredMember\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tpeer_urls\x18\x03 \x03(\t\x12\x13\n\x0b\x63lient_urls\x18\x04 \x03(\t\x12\x12\n\nis_learner\x18\x05 \x01(\x08\x12\x15\n\rkinds_version\x18\x06 \x01(\r\"~\n\x10StoredMembership\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12*\n\x07members\x18\x02 \x03(\x0b\x32\x19.kvserver.pb.StoredMember\x12\x13\n\x0bremoved_ids\x18\x03 \x03(\x06\x12\x15\n\rcluster_token\x18\x04 \x01(\t\"\xb7\x01\n\x0cMemberChange\x12\x17\n\x0fproposal_member\x18\x01 \x01(\x06\x12\x1c\n\x14proposal_incarnation\x18\x02 \x01(\x06\x12\x18\n\x10proposal_counter\x18\x03 \x01(\x06\x12+\n\x04kind\x18\x04 \x01(\x0e\x32\x1d.kvserver.pb.MemberChangeKind\x12)\n\x06member\x18\x05 \x01(\x0b\x32\x19.kvserver.pb.StoredMember\"\'\n\x0bLeaseExpiry\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04term\x18\x02 \x01(\x06*\x97\x01\n\x10MemberChangeKind\x12\x1d\n\x19MEMBER_CHANGE_UNSPECIFIED\x10\x00\x12\x15\n\x11MEMBER_CHANGE_ADD\x10\x01\x12\x18\n\x14MEMBER_CHANGE_REMOVE\x10\x02\x12\x18\n\x14MEMBER_CHANGE_UPDATE\x10\x03\x12\x19\n\x15MEMBER_CHANGE_PROMOTE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvserver.pb.internal_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MEMBERCHANGEKIND']._serialized_start=649
-  _globals['_MEMBERCHANGEKIND']._serialized_end=800
+  _globals['_MEMBERCHANGEKIND']._serialized_start=736
+  _globals['_MEMBERCHANGEKIND']._serialized_end=887
   _globals['_CONFSTATE']._serialized_start=43
   _globals['_CONFSTATE']._serialized_end=156
   _globals['_MEMBERATTRIBUTES']._serialized_start=158
-  _globals['_MEMBERATTRIBUTES']._serialized_end=230
-  _globals['_STOREDMEMBER']._serialized_start=232
-  _globals['_STOREDMEMBER']._serialized_end=332
-  _globals['_STOREDMEMBERSHIP']._serialized_start=334
-  _globals['_STOREDMEMBERSHIP']._serialized_end=460
-  _globals['_MEMBERCHANGE']._serialized_start=463
-  _globals['_MEMBERCHANGE']._serialized_end=646
+  _globals['_MEMBERATTRIBUTES']._serialized_end=253
+  _globals['_STOREDMEMBER']._serialized_start=255
+  _globals['_STOREDMEMBER']._serialized_end=378
+  _globals['_STOREDMEMBERSHIP']._serialized_start=380
+  _globals['_STOREDMEMBERSHIP']._serialized_end=506
+  _globals['_MEMBERCHANGE']._serialized_start=509
+  _globals['_MEMBERCHANGE']._serialized_end=692
+  _globals['_LEASEEXPIRY']._serialized_start=694
+  _globals['_LEASEEXPIRY']._serialized_end=733
 # @@protoc_insertion_point(module_scope)

@@ -87,8 +87,11 @@ class MemberAttributes(message.Message):
     MEMBER_ID_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     CLIENT_URLS_FIELD_NUMBER: builtins.int
+    KINDS_VERSION_FIELD_NUMBER: builtins.int
     member_id: builtins.int
     name: builtins.str
+    kinds_version: builtins.int
+    """which kinds of commands it knows; 0 is told by versions that don't tell: 1"""
     @builtins.property
     def client_urls(self) -> containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -97,10 +100,11 @@ class MemberAttributes(message.Message):
         member_id: builtins.int = ...,
         name: builtins.str = ...,
         client_urls: abc.Iterable[builtins.str] | None = ...,
+        kinds_version: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["client_urls", b"client_urls", "member_id", b"member_id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["client_urls", b"client_urls", "kinds_version", b"kinds_version", "member_id", b"member_id", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -115,9 +119,12 @@ class StoredMember(message.Message):
     PEER_URLS_FIELD_NUMBER: builtins.int
     CLIENT_URLS_FIELD_NUMBER: builtins.int
     IS_LEARNER_FIELD_NUMBER: builtins.int
+    KINDS_VERSION_FIELD_NUMBER: builtins.int
     id: builtins.int
     name: builtins.str
     is_learner: builtins.bool
+    kinds_version: builtins.int
+    """as it published; 0: it hasn't, or doesn't tell"""
     @builtins.property
     def peer_urls(self) -> containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @builtins.property
@@ -130,10 +137,11 @@ class StoredMember(message.Message):
         peer_urls: abc.Iterable[builtins.str] | None = ...,
         client_urls: abc.Iterable[builtins.str] | None = ...,
         is_learner: builtins.bool = ...,
+        kinds_version: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["client_urls", b"client_urls", "id", b"id", "is_learner", b"is_learner", "name", b"name", "peer_urls", b"peer_urls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["client_urls", b"client_urls", "id", b"id", "is_learner", b"is_learner", "kinds_version", b"kinds_version", "name", b"name", "peer_urls", b"peer_urls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -197,5 +205,27 @@ class MemberChange(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["member", b"member"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["kind", b"kind", "member", b"member", "proposal_counter", b"proposal_counter", "proposal_incarnation", b"proposal_incarnation", "proposal_member", b"proposal_member"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class LeaseExpiry(message.Message):
+    """A lease's time is over, as its leader saw under `term`; of no effect when the entry has another term: somebody else led by then."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    term: builtins.int
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        term: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["id", b"id", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -6,7 +6,8 @@ Rules
   another cluster learns nothing about the members of this one.
 - Every text names the two ids that don't agree, so that one log line is enough to find the wrong flag.
 
-Caveat: a replicated command of a version that a peer can't apply is not a refusal; `max_command_version` is told so that none is proposed.
+Caveat: a replicated command of a kind that a peer can't apply is not a refusal; `max_command_version` (commands.KINDS_VERSION) is told so
+that none is proposed.
 """
 
 from __future__ import annotations

@@ -13,28 +13,31 @@ Rules
 - A status is set, not raised: grpcio's `abort` throws through the handler and logs.
 - Cancellation (the client left, or its deadline passed) cancels the handler's task; it is counted and passed on.
 
-Caveat: grpcio answers messages beyond its own limit itself, with the same code and a text of its own. Its limit is therefore twice ours,
-and those in between get etcd's exact text.
+Caveats: a stream of requests is read when its handler asks, and no room is taken for it (intake.py): it may stay silent for hours, and its
+messages are small; a hostile client can have grpcio receive one largest message on each such stream. grpcio answers messages beyond its
+own limit itself, with the same code and a text of its own. Its limit is therefore twice ours, and those in between get etcd's exact text.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 
 import grpc
+import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 
-from kvserver.api import Api, StreamHandler, UnaryHandler
+from kvserver.api import Api, BidiHandler, StreamHandler, UnaryHandler
 from kvserver.errors import RequestError, TooManyRequestsError, UnimplementedError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics, RpcMetrics
 from kvserver.rpc.calls import Calls
+from kvserver.rpc.client_socket import ClientSocket, find_client_socket
 from kvserver.rpc.errors import GO_NAMES, INTERNAL_MESSAGE, oversized_message, status_of
 from kvserver.rpc.intake import Intake, NoMessageError
 from kvserver.rpc.methods import MethodKind, MethodSpec, method_table
@@ -64,6 +67,10 @@ class GrpcCall:
     def on_done(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the call is over: the answer has left, or the client."""
         self._context.add_done_callback(lambda _: callback())
+
+    def connection(self) -> ClientSocket | None:
+        """The client's TCP connection."""
+        return find_client_socket(self.peer)
 
     @property
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
@@ -176,7 +183,8 @@ def _handler(spec: MethodSpec, api: Api, counted: RpcMetrics, binding: _Binding)
         case MethodKind.CLIENT_STREAM:
             return grpc.stream_unary_rpc_method_handler(refuse)
         case MethodKind.BIDI_STREAM:
-            return grpc.stream_stream_rpc_method_handler(refuse)
+            bidi = api.bidi_streams.get(spec.name)
+            return grpc.stream_stream_rpc_method_handler(_serve_bidi(spec, bidi, counted, binding) if bidi is not None else refuse)
 
 
 def _serve_unary(
@@ -254,6 +262,54 @@ def _serve_stream(
             counted.note_handled(outcome, monotonic() - started_s)
 
     return serve
+
+
+def _serve_bidi(
+    spec: MethodSpec, handler: BidiHandler, counted: RpcMetrics, binding: _Binding
+) -> Callable[[object, _Context], Awaitable[None]]:
+    places = binding.calls.streams
+
+    async def serve(_: object, context: _Context) -> None:
+        started_s = monotonic()
+        counted.started += 1
+        if not places.begin():
+            counted.note_handled(binding.fail(spec, context, TooManyRequestsError()), 0.0)
+            return
+        outcome = _CANCELED
+        task = asyncio.current_task()
+        assert task is not None
+        call = GrpcStreamCall(context, b"", task)
+        try:
+            async with aclosing(_requests(spec, context, counted, binding)) as requests, aclosing(handler(requests, call)) as responses:
+                async for response in responses:
+                    encoded: bytes = response.SerializeToString()
+                    counted.sent_bytes += len(encoded)
+                    await context.write(encoded)
+            outcome = _OK  # also for a client that left between two messages: grpcio shows it as one that closed its side
+        except asyncio.CancelledError:
+            if call.cut_off_by is None or task.uncancel():
+                raise
+            outcome = binding.fail(spec, context, call.cut_off_by)  # as for a server's stream
+        except Exception as error:  # noqa: BLE001 - the edge, as above
+            outcome = binding.fail(spec, context, error)
+        finally:
+            places.end()
+            counted.note_handled(outcome, monotonic() - started_s)
+
+    return serve
+
+
+async def _requests(spec: MethodSpec, context: _Context, counted: RpcMetrics, binding: _Binding) -> AsyncGenerator[Message, None]:
+    """The messages of a client that sends a stream, until it closes its side. Raises `_RefusedError`."""
+    while True:
+        raw = await context.read()
+        if raw is grpc.aio.EOF:
+            return
+        counted.received_bytes += len(raw)
+        message = binding.decode(spec, raw)
+        del raw
+        yield message
+        del message
 
 
 def _refuse(spec: MethodSpec, counted: RpcMetrics, binding: _Binding) -> Callable[[object, _Context], Awaitable[Any]]:

@@ -19,8 +19,9 @@ from kvserver.storage.errors import (
     StoreUnreadableError,
     SwapFailedError,
     ViewExpiredError,
+    ViewTooOldError,
 )
-from kvserver.storage.files import read_only_env
+from kvserver.storage.files import existing_tables, read_only_env
 from kvserver.storage.page_format import StateGoneError
 from kvserver.storage.reader import LayeredReader, Reader
 from kvserver.storage.view import ReadView
@@ -44,6 +45,8 @@ __all__ = [
     "StoreUnreadableError",
     "SwapFailedError",
     "ViewExpiredError",
+    "ViewTooOldError",
     "check_structure",
+    "existing_tables",
     "read_only_env",
 ]

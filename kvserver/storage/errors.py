@@ -43,6 +43,10 @@ class ViewExpiredError(StorageError):
         super().__init__("the read view has expired; read again with a new one")
 
 
+class ViewTooOldError(ViewExpiredError):
+    """A read view lived longer than it may: what was read through it takes that long, and would again."""
+
+
 class CheckStoppedError(StorageError):
     """A check was stopped before its end: it says nothing about the file."""
 

@@ -118,6 +118,18 @@ def read_only_env(path: Path, *, tables: int) -> lmdb.Environment:
     return env
 
 
+def existing_tables(env: lmdb.Environment, tables: Sequence[bytes]) -> list[Any]:
+    """The tables of a file that is open for reading, in order; None for one that it lacks, as an older version wrote it. Raises
+    lmdb.Error."""
+    found: list[Any] = []
+    for name in tables:
+        try:
+            found.append(env.open_db(name, create=False))
+        except lmdb.NotFoundError:
+            found.append(None)
+    return found
+
+
 def copy_env(
     env: lmdb.Environment, path: Path, tables: Sequence[bytes], describe_row: DescribeRow = describe_plainly, *, store: Path
 ) -> None:

@@ -68,6 +68,8 @@ class Reader(Protocol):
 class LayeredReader:
     """A Reader over buffer layers (newest first) and one read transaction of the file, which it owns.
 
+    A table that the file doesn't have (`dbs` holds None) is an empty one.
+
     `renews`: after a page that can't be read it goes on in a new transaction, as LMDB refuses everything in the old one. For the reader of
     the newest state only: another one would see a later state than its layers belong to. `path`: what the file is called in errors, where
     that is not the name it was opened by.
@@ -153,8 +155,11 @@ class LayeredReader:
 
     def _find(self, table: int, key: bytes) -> bytes | None:
         """The stored bytes of a key, checked; None only if that is checked too."""
+        db = self._dbs[table]
+        if db is None:
+            return None
         try:
-            stored: bytes | None = self._txn.get(key, None, self._dbs[table])
+            stored: bytes | None = self._txn.get(key, None, db)
             if stored is None:
                 self._confirm_absent(table, key)
                 return None
@@ -198,6 +203,8 @@ class LayeredReader:
 
     def _rows(self, table: int, lo: bytes, hi: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """Stored rows in [lo, hi), checked, with both ends."""
+        if self._dbs[table] is None:
+            return
         seeds = SEEDS[table]
         try:
             cursor = self._txn.cursor(self._dbs[table])
@@ -226,6 +233,8 @@ class LayeredReader:
             yield key, memoryview(stored)[:-SEAL_BYTES]
 
     def _walk_back(self, table: int, lo: bytes, hi: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        if self._dbs[table] is None:
+            return
         seeds = SEEDS[table]
         try:
             cursor = self._txn.cursor(self._dbs[table])
@@ -252,6 +261,8 @@ class LayeredReader:
 
     def _count(self, table: int, lo: bytes, hi: bytes | None) -> int:
         """Rows in [lo, hi): both ends are checked, and of the whole table that it is as long as its tree says."""
+        if self._dbs[table] is None:
+            return 0
         try:
             cursor = self._txn.cursor(self._dbs[table])
             if not self._seek(table, cursor, lo):

@@ -1,8 +1,8 @@
 """A frozen state of the store that another thread may read while the loop goes on writing.
 
 Rules: made on the loop, read by one thread at a time, closed by whoever asked for it. A view that is held stops LMDB from reusing pages,
-so it expires after `MAX_AGE_S` (the engine's timer sets `expired`); from then on reads raise ViewExpiredError. Closing the store waits for
-open views; while it is replaced or closed no new ones are made (`OpenViews`).
+so it expires after `MAX_AGE_S` (the engine's timer sets `is_too_old`); from then on reads raise ViewTooOldError. Closing the store waits
+for open views; while it is replaced or closed no new ones are made (`OpenViews`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
-from kvserver.storage.errors import ViewExpiredError
+from kvserver.storage.errors import ViewExpiredError, ViewTooOldError
 from kvserver.storage.reader import LayeredReader
 from kvserver.storage.waiting import wait, wake
 
@@ -22,12 +22,13 @@ MAX_AGE_S: Final = 5.0
 class ReadView:
     """A Reader with a limited life; use it as a context manager."""
 
-    __slots__ = ("_on_closed", "_reader", "closed", "expired")
+    __slots__ = ("_on_closed", "_reader", "closed", "expired", "is_too_old")
 
     def __init__(self, reader: LayeredReader, on_closed: Callable[[ReadView], None]) -> None:
         self._reader = reader
         self._on_closed = on_closed
-        self.expired = False
+        self.expired = False  # ended, as the store is closed or replaced
+        self.is_too_old = False
         self.closed = False
 
     def __enter__(self) -> ReadView:
@@ -78,6 +79,8 @@ class ReadView:
     def _check(self) -> None:
         if self.expired or self.closed:
             raise ViewExpiredError
+        if self.is_too_old:
+            raise ViewTooOldError
 
 
 class OpenViews:
@@ -97,7 +100,7 @@ class OpenViews:
     def add(self, reader: LayeredReader) -> ReadView:
         """A view over this reader, which it owns."""
         view = ReadView(reader, self._closed_in_thread)
-        self._timers[view] = self._loop.call_later(MAX_AGE_S, _expire, view)
+        self._timers[view] = self._loop.call_later(MAX_AGE_S, _outlive, view)
         return view
 
     @contextlib.asynccontextmanager
@@ -113,7 +116,7 @@ class OpenViews:
         """End all views and allow no new ones; return when none is open."""
         self._is_ending = True
         for view in self._timers:
-            _expire(view)
+            view.expired = True
         while self._timers:
             await wait(self._waiters)
 
@@ -128,5 +131,5 @@ class OpenViews:
             wake(self._waiters)
 
 
-def _expire(view: ReadView) -> None:
-    view.expired = True
+def _outlive(view: ReadView) -> None:
+    view.is_too_old = True

@@ -142,3 +142,45 @@ def test_the_process_relays_takes_orders_and_is_gone_when_stopped() -> None:
             proxy.stop()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", link.listen_port), timeout=5)
+
+
+async def test_a_delay_holds_for_each_direction_and_leaves_the_bytes_as_they_are() -> None:
+    relay = Relay()
+    async with echoing(relay, PortAllocator()) as link, asyncio.timeout(30):
+        relay.order(b'{"delay_s": 0.1}')
+        seconds, counted = await send_through(link)
+        assert counted == PAYLOAD_BYTES
+        assert seconds >= 0.2  # there and back
+        assert seconds < 2.0  # five pieces, and not a delay for each and more
+        relay.order(b'{"bytes_per_s": 0}')  # an order leaves alone what it doesn't name
+        assert (await send_through(link))[0] >= 0.2
+        relay.order(b'{"delay_s": 0}')
+        assert (await send_through(link))[1] == PAYLOAD_BYTES
+
+
+async def write_until_closed(writer: asyncio.StreamWriter) -> None:
+    """Write without an end.
+
+    Raises:
+        ConnectionError: the other end is gone.
+    """
+    while True:
+        writer.write(b"x" * PAYLOAD_BYTES)
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+async def test_a_far_end_that_goes_away_closes_a_connection_with_bytes_on_their_way() -> None:
+    ports, relay = PortAllocator(), Relay()
+    relay.order(b'{"delay_s": 0.05}')
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.transport.abort()
+
+    link = Link(listen_port=ports.next_port(), target_port=ports.next_port())
+    async with asyncio.timeout(30), await asyncio.start_server(hang_up, "127.0.0.1", link.target_port), await relay.serve(link):
+        _, writer = await asyncio.open_connection("127.0.0.1", link.listen_port)
+        with pytest.raises(ConnectionError):
+            await write_until_closed(writer)
+        writer.close()

@@ -46,6 +46,7 @@ class Planted:
     promises: tuple[str, ...]
     within_seeds: int
     is_slow: bool = False
+    nodes: int = 5
 
 
 SAFETY = ("election safety", "log matching", "leader completeness", "commit rule", "state machine safety", "durability", "WAL rules")
@@ -348,7 +349,7 @@ PLANTED = (
     Planted("a snapshot carries another term", _snapshot_of_another_term, ANY, 20),
     Planted("a snapshot's outcome is not reported", _snapshot_outcome_unreported, ("progress",), 60),
     Planted("a leader skips its first entry", _commits_of_one_term_only, ANY, 20),
-    Planted("compaction ignores the peers", _compaction_ignores_peers, ("peers are served",), 40),
+    Planted("compaction ignores the peers", _compaction_ignores_peers, ("peers are served", "pins hold"), 40),
     Planted("compaction ignores the grace", _compaction_ignores_grace, ("peers are served",), 40),
     Planted("compaction passes what is durable", _compaction_beyond_durable, ("compaction safety", "no error"), 20),
     Planted("the window's caps are ignored", _caps_ignored, ("window bound",), 20),

@@ -6,6 +6,7 @@ import pytest
 
 from kvserver.testing.sim import simulate
 from tests.sim.planted import PLANTED, Planted
+from tests.sim.planted_window import PLANTED_WINDOW
 
 STEPS = 1000
 
@@ -15,11 +16,11 @@ def _parameter(planted: Planted) -> object:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("planted", [_parameter(planted) for planted in PLANTED])
+@pytest.mark.parametrize("planted", [_parameter(planted) for planted in (*PLANTED, *PLANTED_WINDOW)])
 def test_finds(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     planted.plant(monkeypatch)
     for seed in range(planted.within_seeds):
-        violation = simulate(seed, steps=STEPS).violation
+        violation = simulate(seed, steps=STEPS, nodes=planted.nodes).violation
         if violation:
             assert violation.startswith(planted.promises), f"seed {seed}: {violation}"
             return

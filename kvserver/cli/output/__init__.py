@@ -4,7 +4,15 @@ Rules: a printer is pure, `answer -> bytes`; nothing here writes. What a format 
 unsupported format never hides a mutation that did happen. Formats are imported one at a time, on demand.
 """
 
-from kvserver.cli.output.choose import alarm_printer, change_printer, endpoint_printer, key_value_printer, member_printer
+from kvserver.cli.output.choose import (
+    alarm_printer,
+    change_printer,
+    endpoint_printer,
+    key_value_printer,
+    lease_printer,
+    member_printer,
+    watch_printer,
+)
 from kvserver.cli.output.types import (
     AlarmPrinter,
     ChangePrinter,
@@ -13,8 +21,10 @@ from kvserver.cli.output.types import (
     EndpointPrinter,
     EndpointStatus,
     KeyValuePrinter,
+    LeasePrinter,
     MemberPrinter,
     Rendered,
+    WatchPrinter,
 )
 
 __all__ = [
@@ -25,11 +35,15 @@ __all__ = [
     "EndpointPrinter",
     "EndpointStatus",
     "KeyValuePrinter",
+    "LeasePrinter",
     "MemberPrinter",
     "Rendered",
+    "WatchPrinter",
     "alarm_printer",
     "change_printer",
     "endpoint_printer",
     "key_value_printer",
+    "lease_printer",
     "member_printer",
+    "watch_printer",
 ]

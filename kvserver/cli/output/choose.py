@@ -9,7 +9,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from kvserver.cli.errors import CliError, ExitCode
-from kvserver.cli.output.types import AlarmPrinter, ChangePrinter, EndpointPrinter, KeyValuePrinter, MemberPrinter
+from kvserver.cli.output.types import (
+    AlarmPrinter,
+    ChangePrinter,
+    EndpointPrinter,
+    KeyValuePrinter,
+    LeasePrinter,
+    MemberPrinter,
+    WatchPrinter,
+)
 from kvserver.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,6 +66,12 @@ _KEY_VALUE: Final[Mapping[str, Callable[[Settings, bool], KeyValuePrinter]]] = {
     "fields": _fields,
     "protobuf": _protobuf,
 }
+_WATCH: Final[Mapping[str, Callable[[Settings, bool], WatchPrinter]]] = {
+    "simple": _simple,
+    "json": _json,
+    "fields": _fields,
+    "protobuf": _protobuf,
+}
 _MEMBER: Final[Mapping[str, Callable[[Settings, bool], MemberPrinter]]] = {
     "simple": _simple,
     "json": _json,
@@ -67,6 +81,12 @@ _MEMBER: Final[Mapping[str, Callable[[Settings, bool], MemberPrinter]]] = {
 }
 _CHANGE: Final[Mapping[str, Callable[[Settings, bool], ChangePrinter]]] = {"simple": _simple, "json": _json, "protobuf": _protobuf}
 _ALARM: Final[Mapping[str, Callable[[Settings, bool], AlarmPrinter]]] = {
+    "simple": _simple,
+    "json": _json,
+    "fields": _fields,
+    "protobuf": _protobuf,
+}
+_LEASE: Final[Mapping[str, Callable[[Settings, bool], LeasePrinter]]] = {
     "simple": _simple,
     "json": _json,
     "fields": _fields,
@@ -85,6 +105,11 @@ def key_value_printer(settings: Settings, *, values_only: bool = False) -> KeyVa
     return _choose(_KEY_VALUE, settings, values_only)
 
 
+def watch_printer(settings: Settings) -> WatchPrinter:
+    """For watch."""
+    return _choose(_WATCH, settings)
+
+
 def member_printer(settings: Settings) -> MemberPrinter:
     """For member list."""
     return _choose(_MEMBER, settings)
@@ -98,6 +123,11 @@ def change_printer(settings: Settings) -> ChangePrinter:
 def alarm_printer(settings: Settings) -> AlarmPrinter:
     """For the alarm commands."""
     return _choose(_ALARM, settings)
+
+
+def lease_printer(settings: Settings) -> LeasePrinter:
+    """For the lease commands."""
+    return _choose(_LEASE, settings)
 
 
 def endpoint_printer(settings: Settings) -> EndpointPrinter:

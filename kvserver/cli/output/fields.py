@@ -8,7 +8,7 @@ from kvserver.cli.golang import format_duration, quote, to_bytes
 from kvserver.cli.output.rows import alarm_name, yes_no
 from kvserver.cli.output.types import EndpointHash, EndpointHealth, EndpointStatus, Rendered
 from kvserver.pb import rpc_pb2 as pb
-from kvserver.pb.kv_pb2 import KeyValue
+from kvserver.pb.kv_pb2 import Event, KeyValue
 
 
 class FieldsPrinter:
@@ -32,6 +32,16 @@ class FieldsPrinter:
         """A txn."""
         head = _joined([*_header(answer.header), f'"Succeeded" : {yes_no(answer.succeeded)}'])
         return head + b"".join(self._op(op) for op in answer.responses)
+
+    def watch(self, message: pb.WatchResponse) -> bytes:
+        """The header, then each event with its kind."""
+        lines = list(_header(message.header))
+        for event in message.events:
+            lines.append(f'"Type" : {Event.EventType.Name(event.type)}')
+            if event.HasField("prev_kv"):
+                lines += _pair(event.prev_kv, "Prev")
+            lines += _pair(event.kv)
+        return _joined(lines)
 
     def _op(self, op: pb.ResponseOp) -> bytes:
         match op.WhichOneof("response"):
@@ -61,6 +71,31 @@ class FieldsPrinter:
         for alarm in answer.alarms:
             lines += [f'"MemberID" : {alarm.memberID}', f'"AlarmType" : {alarm_name(alarm.alarm)}', ""]
         return _joined(lines)
+
+    def lease_grant(self, answer: pb.LeaseGrantResponse) -> bytes:
+        """A lease grant."""
+        return _joined([*_header(answer.header), f'"ID" : {answer.ID}', f'"TTL" : {answer.TTL}'])
+
+    def lease_revoke(self, answer: pb.LeaseRevokeResponse, lease: int) -> bytes:
+        """The header alone."""
+        return _joined(_header(answer.header))
+
+    def lease_time_to_live(self, answer: pb.LeaseTimeToLiveResponse, *, with_keys: bool) -> bytes:
+        """A line for each key."""
+        lines = [*_header(answer.header), f'"ID" : {answer.ID}', f'"TTL" : {answer.TTL}', f'"GrantedTTL" : {answer.grantedTTL}']
+        return _joined([*lines, *(f'"Key" : {quote(key)}' for key in answer.keys)])
+
+    def lease_keep_alive(self, answer: pb.LeaseKeepAliveResponse) -> bytes:
+        """As a grant."""
+        return _joined([*_header(answer.header), f'"ID" : {answer.ID}', f'"TTL" : {answer.TTL}'])
+
+    def lease_ended(self, lease: int) -> bytes:
+        """Nothing is said of it."""
+        return b""
+
+    def leases(self, answer: pb.LeaseLeasesResponse) -> bytes:
+        """A line for each lease."""
+        return _joined([*_header(answer.header), *(f'"ID" : {each.ID}' for each in answer.leases)])
 
     def status(self, found: Sequence[EndpointStatus]) -> bytes:
         """An empty line behind each endpoint."""

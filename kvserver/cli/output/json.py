@@ -41,6 +41,18 @@ class JsonPrinter:
         """A txn."""
         return dump(to_go(answer))
 
+    def watch(self, message: pb.WatchResponse) -> bytes:
+        """etcd's client library has a type of its own for this: its fields have Go's names, and none is left out."""
+        return dump(
+            {
+                "Header": to_go(message.header),
+                "Events": [to_go(event) for event in message.events],
+                "CompactRevision": message.compact_revision,
+                "Canceled": message.canceled,
+                "Created": message.created,
+            }
+        )
+
     def member_list(self, answer: pb.MemberListResponse) -> bytes:
         """All members."""
         return dump(to_go(answer))
@@ -68,6 +80,31 @@ class JsonPrinter:
     def alarms(self, answer: pb.AlarmResponse) -> bytes:
         """A list; kinds are numbers."""
         return dump(to_go(answer))
+
+    def lease_grant(self, answer: pb.LeaseGrantResponse) -> bytes:
+        """The header's fields beside the others."""
+        return dump(to_go(answer.header) | {"ID": answer.ID, "TTL": answer.TTL, "Error": answer.error})
+
+    def lease_revoke(self, answer: pb.LeaseRevokeResponse, lease: int) -> bytes:
+        """A lease revoke."""
+        return dump(to_go(answer))
+
+    def lease_time_to_live(self, answer: pb.LeaseTimeToLiveResponse, *, with_keys: bool) -> bytes:
+        """As a grant; under names of its own."""
+        keys = [base64.b64encode(key).decode() for key in answer.keys] or None
+        return dump(to_go(answer.header) | {"id": answer.ID, "ttl": answer.TTL, "granted-ttl": answer.grantedTTL, "keys": keys})
+
+    def lease_keep_alive(self, answer: pb.LeaseKeepAliveResponse) -> bytes:
+        """As a grant."""
+        return dump(to_go(answer.header) | {"ID": answer.ID, "TTL": answer.TTL})
+
+    def lease_ended(self, lease: int) -> bytes:
+        """Nothing is said of it."""
+        return b""
+
+    def leases(self, answer: pb.LeaseLeasesResponse) -> bytes:
+        """As a grant."""
+        return dump(to_go(answer.header) | {"leases": [{"id": each.ID} for each in answer.leases]})
 
     def status(self, found: Sequence[EndpointStatus]) -> bytes:
         """A list."""

@@ -24,6 +24,10 @@ class ProtobufPrinter:
         """A txn."""
         return answer.SerializeToString()
 
+    def watch(self, message: pb.WatchResponse) -> bytes:
+        """One message of a watch."""
+        return message.SerializeToString()
+
     def member_list(self, answer: pb.MemberListResponse) -> bytes:
         """All members."""
         return answer.SerializeToString()
@@ -51,3 +55,27 @@ class ProtobufPrinter:
     def move_leader(self, answer: pb.MoveLeaderResponse, leader_id: int, target_id: int) -> bytes:
         """A move-leader."""
         return answer.SerializeToString()
+
+    def lease_grant(self, answer: pb.LeaseGrantResponse) -> bytes:
+        """The header alone, as etcdctl prints it."""
+        return answer.header.SerializeToString()
+
+    def lease_revoke(self, answer: pb.LeaseRevokeResponse, lease: int) -> bytes:
+        """The whole answer."""
+        return answer.SerializeToString()
+
+    def lease_time_to_live(self, answer: pb.LeaseTimeToLiveResponse, *, with_keys: bool) -> bytes:
+        """The header alone, as etcdctl prints it."""
+        return answer.header.SerializeToString()
+
+    def lease_keep_alive(self, answer: pb.LeaseKeepAliveResponse) -> bytes:
+        """The header alone, as etcdctl prints it."""
+        return answer.header.SerializeToString()
+
+    def lease_ended(self, lease: int) -> bytes:
+        """Nothing is said of it."""
+        return b""
+
+    def leases(self, answer: pb.LeaseLeasesResponse) -> bytes:
+        """The header alone, as etcdctl prints it."""
+        return answer.header.SerializeToString()

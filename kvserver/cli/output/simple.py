@@ -11,7 +11,7 @@ from kvserver.cli.golang import format_duration, quote, to_bytes
 from kvserver.cli.output import rows
 from kvserver.cli.output.types import EndpointHash, EndpointHealth, EndpointStatus, Rendered
 from kvserver.pb import rpc_pb2 as pb
-from kvserver.pb.kv_pb2 import KeyValue
+from kvserver.pb.kv_pb2 import Event, KeyValue
 
 
 class SimplePrinter:
@@ -37,6 +37,16 @@ class SimplePrinter:
         """SUCCESS or FAILURE, then each answer behind an empty line."""
         verdict = b"SUCCESS\n" if answer.succeeded else b"FAILURE\n"
         return verdict + b"".join(b"\n" + self._op(op) for op in answer.responses)
+
+    def watch(self, message: pb.WatchResponse) -> bytes:
+        """For each event its kind, the pair before it if there is one, and the pair."""
+        parts: list[bytes] = []
+        for event in message.events:
+            parts += (Event.EventType.Name(event.type).encode(), b"\n")
+            if event.HasField("prev_kv"):
+                parts.append(self._pairs([event.prev_kv]))
+            parts.append(self._pairs([event.kv]))
+        return b"".join(parts)
 
     def _op(self, op: pb.ResponseOp) -> bytes:
         match op.WhichOneof("response"):
@@ -105,6 +115,35 @@ class SimplePrinter:
             lines.append(f"{member}{kind}\n")
         return "".join(lines).encode()
 
+    def lease_grant(self, answer: pb.LeaseGrantResponse) -> bytes:
+        """One line."""
+        return f"lease {lease_id(answer.ID)} granted with TTL({answer.TTL}s)\n".encode()
+
+    def lease_revoke(self, answer: pb.LeaseRevokeResponse, lease: int) -> bytes:
+        """One line."""
+        return f"lease {lease_id(lease)} revoked\n".encode()
+
+    def lease_time_to_live(self, answer: pb.LeaseTimeToLiveResponse, *, with_keys: bool) -> bytes:
+        """One line; keys as they are, byte for byte."""
+        if answer.grantedTTL == 0 and answer.TTL == -1:
+            return f"lease {lease_id(answer.ID)} already expired\n".encode()
+        line = f"lease {lease_id(answer.ID)} granted with TTL({answer.grantedTTL}s), remaining({answer.TTL}s)".encode()
+        keys = b", attached keys([" + b" ".join(answer.keys) + b"])" if with_keys else b""
+        return line + keys + b"\n"
+
+    def lease_keep_alive(self, answer: pb.LeaseKeepAliveResponse) -> bytes:
+        """One line."""
+        return f"lease {lease_id(answer.ID)} keepalived with TTL({answer.TTL})\n".encode()
+
+    def lease_ended(self, lease: int) -> bytes:
+        """One line."""
+        return f"lease {lease_id(lease)} expired or revoked.\n".encode()
+
+    def leases(self, answer: pb.LeaseLeasesResponse) -> bytes:
+        """Their number, then one line a lease."""
+        lines = [f"found {len(answer.leases)} leases", *(lease_id(each.ID) for each in answer.leases)]
+        return "".join(line + "\n" for line in lines).encode()
+
     def status(self, found: Sequence[EndpointStatus]) -> bytes:
         """One line an endpoint."""
         return _lines(rows.status_rows(found))
@@ -122,6 +161,11 @@ class SimplePrinter:
             for each in found
         ]
         return Rendered(stderr="".join(lines).encode())
+
+
+def lease_id(lease: int) -> str:
+    """Sixteen digits in hexadecimal, as Go prints a signed number."""
+    return f"{lease:016x}"
 
 
 def _lines(table: Iterable[Sequence[str]]) -> bytes:

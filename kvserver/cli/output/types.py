@@ -63,6 +63,13 @@ class KeyValuePrinter(Protocol):
         """A txn."""
 
 
+class WatchPrinter(Protocol):
+    """Prints what a watch tells."""
+
+    def watch(self, message: pb.WatchResponse) -> bytes:
+        """One message."""
+
+
 class MemberPrinter(Protocol):
     """Prints the list of members."""
 
@@ -94,6 +101,28 @@ class AlarmPrinter(Protocol):
 
     def alarms(self, answer: pb.AlarmResponse) -> bytes:
         """The alarms that are on, or those that were disarmed."""
+
+
+class LeasePrinter(Protocol):
+    """Prints what the lease commands answer."""
+
+    def lease_grant(self, answer: pb.LeaseGrantResponse) -> bytes:
+        """A lease grant."""
+
+    def lease_revoke(self, answer: pb.LeaseRevokeResponse, lease: int) -> bytes:
+        """A lease revoke."""
+
+    def lease_time_to_live(self, answer: pb.LeaseTimeToLiveResponse, *, with_keys: bool) -> bytes:
+        """A lease timetolive; `with_keys`: they were asked for."""
+
+    def lease_keep_alive(self, answer: pb.LeaseKeepAliveResponse) -> bytes:
+        """One renewal."""
+
+    def lease_ended(self, lease: int) -> bytes:
+        """The end of a lease keep-alive: there is no such lease any more."""
+
+    def leases(self, answer: pb.LeaseLeasesResponse) -> bytes:
+        """A lease list."""
 
 
 class EndpointPrinter(Protocol):

@@ -19,7 +19,7 @@ from kvserver.errors import KvError
 from kvserver.mvcc import TABLES, layout
 from kvserver.pb import rpc_pb2 as pb
 from kvserver.pb.kv_pb2 import KeyValue
-from kvserver.storage import LayeredReader, read_only_env
+from kvserver.storage import LayeredReader, existing_tables, read_only_env
 from kvserver.testing.chaos.model import Change, MemberEnd, Revised
 from kvserver.testing.chaos.replica import Digest
 from kvserver.testing.chaos.wire import kv_of
@@ -112,7 +112,7 @@ def changes_in(store: Path) -> Iterator[Revised]:
     """
     env = read_only_env(store, tables=len(TABLES))
     try:
-        reader = LayeredReader(env, [env.open_db(name, create=False) for name in TABLES], ())
+        reader = LayeredReader(env, existing_tables(env, TABLES), ())
         try:
             yield from _stored(reader)
         finally:

@@ -2,9 +2,9 @@
 
 Rules
 - Everything between raft and the window is the node's own code: `RawNode` with asynchronous storage writes, `LogWindow`, `WindowLoader`,
-  `WindowKeeper`, `PeerBook`; where the log is the real one, `LogHistory` and `LogStorage` below it. This shell repeats the driver's
-  order: step, turn (all Readys, then compaction), floors with every message, pins from the moment a snapshot is wanted, contact clocks
-  from every message.
+  `WindowKeeper`, `PeerBook`, `Forwarded`; where the log is the real one, `LogHistory` and `LogStorage` below it. This shell repeats the
+  driver's order: step, turn (all Readys, then compaction), floors with every message, pins from the moment a snapshot is wanted, contact
+  clocks from every message.
 - Only ProposalDropped and "peer not found" may come out of a core; any other error, and above all "compacted" or "unavailable", is a
   violation.
 - A crash drops everything but the disk. Events of an earlier life never arrive; those of a stalled member wait, its ticks collapse to one.
@@ -16,6 +16,7 @@ from random import Random
 from typing import Protocol
 
 from kvserver.node.compaction import Decision
+from kvserver.node.forwarded import Forwarded
 from kvserver.node.log_storage import LogStorage
 from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
@@ -43,6 +44,7 @@ from wal.state import LogState
 _TICK_US = US_PER_S
 _RELEASE_AFTER_COMMIT = 0.25
 _FLOOR_FOLLOWS_US = 150_000
+_FORWARDED_BYTES = 65_536
 
 
 class Outside(Protocol):
@@ -51,12 +53,14 @@ class Outside(Protocol):
     def read_confirmed(self, member: Member, state: ReadState) -> None: ...
     def entry_applied(self, member: Member, entry: Entry) -> None: ...
     def snapshot_installed(self, member: Member) -> None: ...
-    def snapshot_wanted(self, member: Member, message: Message) -> None: ...
+    def snapshot_wanted(self, member: Member, message: Message) -> bool: ...
     def leadership_lost(self, member: Member) -> None: ...
     def leader_appeared(self, member: Member) -> None: ...
     def peer_left(self, member: Member, peer: NodeId) -> None: ...
     def compacted(self, decision: Decision) -> None: ...
     def history_read(self) -> None: ...
+    def forwarded_refused(self, message: Message) -> None: ...
+    def forwarded_handed_back(self, message: Message) -> None: ...
 
 
 class Member:
@@ -92,6 +96,8 @@ class Member:
         self._role_since_s = self.now_s()
         self._is_in_turn = False
         self._is_turn_scheduled = False
+        self._is_turn_late = False
+        self._compacts = plan.uncompacted != member_id
         self._recover(plan, log_sink)
         self._window_checks = WindowChecks(member_id, self.window, plan.limits, checks, self.storage)
         checks.started(self)
@@ -141,6 +147,8 @@ class Member:
                 step_down_on_removal=plan.step_down_on_removal,
             )
         )
+
+        self._forwarded = Forwarded(self.raw, max_bytes=_FORWARDED_BYTES, senders=self, on_held=lambda: None, on_invalid=self._note_invalid)
 
     # --- what others read -------------------------------------------------------------------------------------------------------------
 
@@ -221,7 +229,10 @@ class Member:
         """Step a message from a peer; `floor` is the sender's log floor."""
         self.book.note_contact(message.from_, self.now_s())
         try:
-            self.raw.step(message)
+            if message.type is MessageType.PROP:
+                self._forwarded.take(message)
+            else:
+                self.raw.step(message)
         except ProposalDroppedError:
             pass
         except StepPeerNotFoundError:
@@ -232,6 +243,17 @@ class Member:
             self._leader_floor = max(floor, self._leader_floor or floor)
         self._checks.stepped(self)
         self.wake()
+
+    def refuse(self, message: Message) -> None:
+        """A forwarded write has no room to wait."""
+        self._outside.forwarded_refused(message)
+
+    def hand_back(self, message: Message) -> None:
+        """A forwarded write, and this member does not lead."""
+        self._outside.forwarded_handed_back(message)
+
+    def _note_invalid(self, message: Message, error: RaftError) -> None:
+        raise ViolationError("no error reaches the top", f"{self.id}: {error!r} from {message.type.name}")
 
     def report_unreachable(self, peer: NodeId) -> None:
         """A message to `peer` was dropped."""
@@ -286,15 +308,28 @@ class Member:
             self._turn()
 
     def _turn(self) -> None:
-        self._is_turn_scheduled = False
+        self._is_turn_late, self._is_turn_scheduled = self._is_turn_scheduled, False
         self._is_in_turn = True
         raw = self.raw
-        while raw.has_ready():
+        while self._has_work(raw):
             self._carry_out(raw.ready())
         self._compact()
         self._is_in_turn = False
         safe = Index(min(raw.applied_index, self.store.applied_index, self.store.durable_index))
-        self._window_checks.check_bounds(safe, pinned=raw.is_leader and bool(self.book.pins))
+        if self._compacts:
+            self._window_checks.check_bounds(safe, pinned=raw.is_leader and bool(self.book.pins))
+            if raw.is_leader and len(members_of(self.conf_state)) == 1:
+                self._window_checks.check_single(safe)
+
+    def _has_work(self, raw: RawNode) -> bool:
+        """Propose what others forwarded, as far as raft takes it; whether there is anything to do then."""
+        forwarded = self._forwarded
+        if forwarded.is_waiting:
+            if not raw.is_leader:
+                forwarded.hand_back_all()
+            while forwarded.has_next and forwarded.propose_next():
+                self._checks.stepped(self)
+        return raw.has_ready()
 
     def _carry_out(self, ready: Ready) -> None:
         self._checks.ready(self, ready)
@@ -309,12 +344,25 @@ class Member:
             elif message.to == LOCAL_APPLY_THREAD:
                 self._apply_queue.submit(message)
             elif message.type is MessageType.SNAP:
-                self.book.pin(message.to, self.store.durable_index)
-                self._outside.snapshot_wanted(self, message)
+                self._want_snapshot(message)
             else:
                 outgoing.append(message)
         if outgoing:
             self._send(outgoing)
+
+    def _want_snapshot(self, message: Message) -> None:
+        """As the driver: begin the transfer and pin its position, unless one is under way, leadership was lost within this turn, or the
+        store has not committed yet that the receiver is a member.
+        """
+        raw, to = self.raw, message.to
+        assert message.snapshot is not None
+        if not raw.is_leader or to not in members_of(message.snapshot.metadata.conf_state):
+            raw.report_snapshot(to, False)
+            return
+        matches = {peer: progress.match_index for peer, progress, _ in raw.progress()}
+        self._window_checks.check_snapshot(to, message.snapshot.metadata.index, None if self._is_turn_late else matches.get(to))
+        if self._outside.snapshot_wanted(self, message):
+            self.book.pin(to, self.store.durable_index)
 
     def _send(self, messages: list[Message]) -> None:
         for message in messages:
@@ -344,7 +392,7 @@ class Member:
             role_since_s=self._role_since_s,
             leader_floor=self._leader_floor,
         )
-        if decision is None:
+        if decision is None or not self._compacts:
             return
         self._window_checks.check_compaction(decision.index, raw, self.store.durable_index)
         if raw.is_leader:

@@ -13,11 +13,14 @@ from typing import Final
 
 from kvserver.node.compaction import WindowLimits
 from kvserver.testing.sim.kernel import US_PER_S
+from raft.types import NodeId
 
 FILES_EVERY: Final = 4
 """One seed in so many runs on the real log, on a disk in memory (file_wal.py)."""
 RETAIN_BYTES: Final = (16_384, 262_144, 0)
 """What those seeds keep of it for members that are behind memory, in turn."""
+UNCOMPACTED_EVERY: Final = 5
+"""In one seed in so many one member never compacts: it must apply what the others apply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,7 @@ class Plan:
     steps: int
     real_files: bool
     wal_retain_bytes: int
+    uncompacted: NodeId | None
     voters: int
     learners: int
     election_ticks: int
@@ -111,6 +115,7 @@ def draw(rng: Random, *, seed: int, steps: int, nodes: int) -> Plan:
         steps=steps,
         real_files=seed % FILES_EVERY == FILES_EVERY - 1,
         wal_retain_bytes=RETAIN_BYTES[seed // FILES_EVERY % len(RETAIN_BYTES)],
+        uncompacted=NodeId(1 + seed // UNCOMPACTED_EVERY % nodes) if seed % UNCOMPACTED_EVERY == 2 else None,
         voters=nodes - learners,
         learners=learners,
         election_ticks=rng.choice((3, 5, 10)),

@@ -49,13 +49,14 @@ class Transfers:
         """From now on transfers succeed, and quickly."""
         self._is_healed = True
 
-    def start(self, sender: Member, message: Message) -> None:
-        """Begin what a MsgSnap asks for."""
+    def start(self, sender: Member, message: Message) -> bool:
+        """Begin what a MsgSnap asks for, unless that is under way."""
         key = (sender, message.to)
         if key in self._running:
-            return
+            return False
         transfer = self._running[key] = _Transfer(sender=sender, message=message)
         sender.after(self._kernel.between(1_000, US_PER_S), self._copy, transfer)
+        return True
 
     def cancel(self, sender: Member, peer: NodeId | None = None) -> None:
         """End the transfers of `sender`, all or the one to `peer`: they count as failed."""

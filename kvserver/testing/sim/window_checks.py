@@ -6,6 +6,9 @@
     window account       what is held is what is accounted for
     previous term        the term of first - 1 is known and right
     peers are served     what an active peer within the caps still needs is not dropped
+    pins hold            what comes after the position of a snapshot in flight is not dropped, within twice the caps
+    snapshot             it covers everything up to the window, and goes only to a peer that entries can't help
+    single node          a leader without peers keeps the slack, and what is not applied durably yet
     log floor            what can be had at all begins at or below the window, knows the term before it, and never moves back
 
 The rule of the window is not repeated here: each promise is stated on its own, with slack where the rule has some.
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kvserver.node.compaction import WindowLimits
+from kvserver.node.compaction import SLACK_BYTES, SLACK_ENTRIES, WindowLimits
 from kvserver.node.log_window import LogWindow, entry_footprint_bytes
 from kvserver.node.peers import PeerBook
 from kvserver.testing.sim.checks import SafetyChecks
@@ -96,9 +99,35 @@ class WindowChecks:
         floor = window.first_index() - 1
         for peer, progress, _ in raw.progress():
             match = progress.match_index
-            if peer == raw.id or peer in book.pins or not floor <= match < index or match == 0:
+            if peer in book.pins:
+                self._check_pin(index, peer, book.pins[peer])
+                continue
+            if peer == raw.id or not floor <= match < index or match == 0:
                 continue
             within = window.last_index() - match <= limits.max_entries and window.bytes_after(match) <= limits.max_bytes
             if within and now_s - book.last_contact_s(peer) <= limits.grace_s:
                 text = f"{self._member} compacts to {index}, the active peer {peer} is at {match}, within the caps"
                 raise ViolationError("peers are served", text)
+
+    def _check_pin(self, index: Index, peer: NodeId, pin: Index) -> None:
+        window, limits = self._window, self._limits
+        within = window.last_index() - pin <= 2 * limits.max_entries and window.bytes_after(pin) <= 2 * limits.max_bytes
+        if within and index > max(pin, window.first_index() - 1):
+            raise ViolationError("pins hold", f"{self._member} compacts to {index}, the snapshot for {peer} is pinned at {pin}")
+
+    def check_snapshot(self, peer: NodeId, index: Index, match: Index | None) -> None:
+        """As leader, before a snapshot through `index` goes to `peer`; `match` is None where that may be newer than the wish."""
+        window = self._window
+        if index < window.first_index() - 1:
+            text = f"{self._member} sends a snapshot at {index} to {peer}, its window begins at {window.first_index()}"
+            raise ViolationError("snapshot", text)
+        if match is not None and match >= self._storage.first_index() - 1:
+            text = f"{self._member} sends a snapshot to {peer}, which is at {match}: it has entries from {self._storage.first_index()} on"
+            raise ViolationError("snapshot", text)
+
+    def check_single(self, safe: Index) -> None:
+        """After a turn of a leader without peers."""
+        window = self._window
+        entries, size_bytes = safe - window.first_index() + 1, window.size_bytes - window.bytes_after(safe)
+        if entries >= SLACK_ENTRIES or (entries > 0 and size_bytes >= SLACK_BYTES):
+            raise ViolationError("single node", f"{self._member} still holds {entries} entries, {size_bytes} bytes for nobody")

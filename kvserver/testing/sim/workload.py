@@ -4,6 +4,7 @@
     linearizable reads    a read sees everything acknowledged, and everything seen by another read, before it began
     values                a read returns the newest write at its index
     applied at most once  no command is applied twice; one that was acknowledged is applied
+    refused writes        what a leader refused for want of room is never applied
 
 Rules: a write is acknowledged when the member that proposed it applies it, in the same life. A read is served once its confirmed index is
 applied. Since the whole store is one history, "everything before" is one index. Operators change the membership by what the leader has
@@ -20,17 +21,19 @@ from typing import Final
 
 from kvserver.testing.sim.checks import SafetyChecks
 from kvserver.testing.sim.disk import OPERATION
-from kvserver.testing.sim.kernel import Kernel, ViolationError
+from kvserver.testing.sim.kernel import US_PER_S, Kernel, ViolationError
 from kvserver.testing.sim.member import Member, members_of
 from kvserver.testing.sim.plan import Plan
 from raft.confchange import ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2
 from raft.errors import ProposalDroppedError
+from raft.messages import Message
 from raft.ready import ReadState
 from raft.types import NO_NODE, ConfState, Entry, EntryType, Index, NodeId
 
 KEYS: Final = 8
 _MAX_EXTRA_MEMBERS: Final = 2
 _SINGLE_AS_V1: Final = 0.5
+_NOTICES_LOST: Final = 0.1
 _READS_AT_NEW_LEADER: Final = 0.2
 _READS_AT_DEPOSED_LEADER: Final = 0.5
 
@@ -69,6 +72,7 @@ class Workload:
         self._seen_floor = Index(0)
         self._acknowledged: dict[int, Index] = {}
         self._writes: dict[int, Member] = {}
+        self._refused: set[int] = set()
         self._reads: dict[int, _Read] = {}
         self._confirmed: dict[Member, list[int]] = {}
         self._actions = (self.write, self.read, self._transfer, self._change_members)
@@ -125,6 +129,34 @@ class Workload:
         member.wake()
         return self._next_operation
 
+    def forwarded(self, message: Message, *, is_refused: bool) -> None:
+        """Forwarded writes that were not proposed: their proposer hears of it a little later, or not at all."""
+        for entry in message.entries:
+            if entry.type is not EntryType.NORMAL:
+                continue
+            operation = OPERATION.unpack_from(entry.data)[0]
+            if is_refused:
+                self._refused.add(operation)
+                self._writes.pop(operation, None)
+            elif self._kernel.rng.random() >= _NOTICES_LOST:
+                self._kernel.after(self._kernel.between(US_PER_S, 2 * US_PER_S), self._propose_again, operation, entry.data)
+
+    def _propose_again(self, operation: int, data: bytes) -> None:
+        """As the node does with a proposal that came back, while somebody waits for it: with a tick in between, when there is a leader."""
+        member = self._writes.get(operation)
+        if member is None:
+            return
+        if member.is_stalled or member.raw.leader_id == NO_NODE:
+            self._kernel.after(US_PER_S, self._propose_again, operation, data)
+            return
+        try:
+            member.raw.propose(data)
+        except ProposalDroppedError:
+            self._kernel.after(US_PER_S, self._propose_again, operation, data)
+        else:
+            self._count("forwarded writes proposed again")
+            member.wake()
+
     def is_acknowledged(self, operation: int) -> bool:
         """That write was applied by the member that proposed it."""
         return operation in self._acknowledged
@@ -133,6 +165,8 @@ class Workload:
         """A member applied an entry: acknowledge its own, serve the reads that waited for it."""
         if entry.type is EntryType.NORMAL and entry.data:
             operation = OPERATION.unpack_from(entry.data)[0]
+            if operation in self._refused:
+                raise ViolationError("refused writes", f"{member.id} applies operation {operation}, which was refused")
             if self._writes.get(operation) is member:
                 del self._writes[operation]
                 self._acknowledged[operation] = entry.index

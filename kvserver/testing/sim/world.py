@@ -36,6 +36,8 @@ from raft.ready import ReadState
 from raft.types import ConfState, Entry, EntryType, Index, NodeId, Term
 
 HEAL_LIMIT_S: Final = 200
+HEAL_SNAPSHOTS: Final = 4
+"""To one member from one leader: one that began before, one that follows, and some for delayed messages."""
 STRANDED_AFTER_S: Final = 60
 _SWEEP_US: Final = 5 * US_PER_S
 _RETRY_EVERY_S: Final = 15
@@ -103,6 +105,7 @@ class World:
         self.workload = Workload(kernel, plan, self.members, self.checks, self._join, self._count)
         self.faults = Faults(kernel, plan.faults, self.members, self.network, self)
         self._is_healing = False
+        self._healing_snapshots: dict[tuple[Member, NodeId], tuple[int, Index]] = {}
         self.trace.emit(str(plan))
         for node in ids:
             self._found(node)
@@ -248,10 +251,22 @@ class World:
         self._count("snapshots installed")
         self.workload.serve_reads(member)
 
-    def snapshot_wanted(self, member: Member, message: Message) -> None:
-        """A leader's raft wants to send a snapshot."""
+    def snapshot_wanted(self, member: Member, message: Message) -> bool:
+        """A leader's raft wants to send a snapshot; whether a transfer begins."""
         self._count("snapshots wanted")
-        self.transfers.start(member, message)
+        if self._is_healing:
+            self._check_no_loop(member, message.to)
+        return self.transfers.start(member, message)
+
+    def _check_no_loop(self, member: Member, peer: NodeId) -> None:
+        """Once everything is healed a few snapshots must be enough, as long as less than the caps is written from one to the next."""
+        window, limits = member.window, self.plan.limits
+        count, last = self._healing_snapshots.get((member, peer), (0, Index(0)))
+        is_calm = member.raw.last_index - last <= limits.max_entries and window.bytes_after(last) <= limits.max_bytes
+        count = count + 1 if is_calm else 1
+        self._healing_snapshots[member, peer] = count, member.raw.last_index
+        if count > HEAL_SNAPSHOTS:
+            raise ViolationError("no loop of snapshots", f"{member.id} sends {peer} more than {HEAL_SNAPSHOTS} after healing")
 
     def leadership_lost(self, member: Member) -> None:
         """A leader steps down: what it streams is of no use."""
@@ -269,6 +284,16 @@ class World:
     def history_read(self) -> None:
         """A member has read old entries back from its log."""
         self._count("reads of the WAL for others")
+
+    def forwarded_refused(self, message: Message) -> None:
+        """A leader had no room for a forwarded write; its sender hears of it later."""
+        self._count("forwarded writes refused")
+        self.workload.forwarded(message, is_refused=True)
+
+    def forwarded_handed_back(self, message: Message) -> None:
+        """A member that does not lead did not propose a forwarded write; its sender hears of it later."""
+        self._count("forwarded writes handed back")
+        self.workload.forwarded(message, is_refused=False)
 
     def compacted(self, decision: Decision) -> None:
         """A member compacted its window."""
@@ -369,6 +394,8 @@ class World:
         window = member.window
         if member is leader and member.book.pins:
             return f"{member.id} still pins {sorted(member.book.pins.items())}"
+        if member.id == self.plan.uncompacted:
+            return ""
         if window.entry_count > 2 * SLACK_ENTRIES or window.size_bytes > 2 * SLACK_BYTES:
             return f"{member.id} still holds {window.entry_count} entries, {window.size_bytes} bytes"
         return ""

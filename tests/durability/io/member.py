@@ -169,7 +169,7 @@ class Member:
         wal: Any = WatchedWal(opened.origin.wal, history, recorder)
         self._apply = ApplyQueue(
             store=self.store,
-            apply_entry=lambda entry: self._applier.apply_entry(entry.index, entry.term, entry.data),
+            apply_slice=lambda entry: self._applier.apply_slice(entry.index, entry.term, entry.data) is not None,
             on_applied=lambda responses: None,
             on_fatal=self._fail,
         )

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import pytest
 from google.protobuf.message import Message
 
-from kvserver.api import Answers, Api, ByteGate, MemberStatus, QuotaGate, build_api
-from kvserver.apply import AnswerRoom
+from kvserver.api import Answers, Api, MemberStatus, QuotaGate, build_api
+from kvserver.apply import AnswerRoom, LeaseKeys
 from kvserver.clock import MonotonicSeconds
 from kvserver.commands import CommandKind
 from kvserver.pb import rpc_pb2
-from kvserver.types import ClusterId, Index, Member, NodeId, Revision, Term
+from kvserver.types import ClusterId, Index, LeaseId, Member, NodeId, Revision, Term
+from kvserver.watch import WatchHub, WatchLimits
 
 REQUEST_TIMEOUT_S = 7.0
 MAX_REQUEST_BYTES = 1000
 MAX_TXN_OPS = 4
 QUOTA_BYTES = 1 << 20
+MIN_LEASE_TTL_S = 3
 
 
 @dataclass
@@ -37,6 +40,9 @@ class FakeCall:
 
     def on_done(self, callback: Callable[[], None]) -> None:
         self.over.append(callback)
+
+    def connection(self) -> None:
+        return None
 
 
 class FakeClock:
@@ -66,8 +72,10 @@ class FakeCluster:
     known_members: list[Member] = field(default_factory=list)
     status_errors: tuple[str, ...] = ()
     revision: Revision = field(default_factory=lambda: Revision(9))
+    leases: dict[int, tuple[int, list[bytes]]] = field(default_factory=dict)
     size_in_use_bytes: int = 0
     buffered_payload_bytes: int = 0
+    measured_bytes: int = 0
 
     async def propose(self, kind: CommandKind, request: Message, *, deadline_s: float, encoded: bytes | None = None) -> Message:
         assert encoded in (None, b"encoded")
@@ -94,9 +102,34 @@ class FakeCluster:
         self.asked.append(("read_txn", request))
         return rpc_pb2.TxnResponse(header=rpc_pb2.ResponseHeader(revision=self.revision), succeeded=True)
 
+    async def measure_write(self, request: rpc_pb2.TxnRequest | rpc_pb2.DeleteRangeRequest, limit_bytes: int) -> int:
+        self.asked.append(("measure_write", limit_bytes))
+        return self.measured_bytes
+
     async def hash_kv(self, revision: Revision) -> rpc_pb2.HashKVResponse:
         self.asked.append(("hash_kv", revision))
         return rpc_pb2.HashKVResponse(header=rpc_pb2.ResponseHeader(revision=self.revision), hash=77, compact_revision=2, hash_revision=9)
+
+    async def read_leases(self, room: AnswerRoom) -> rpc_pb2.LeaseLeasesResponse:
+        self.asked.append(("read_leases",))
+        leases = [rpc_pb2.LeaseStatus(ID=lease) for lease in sorted(self.leases)]
+        return rpc_pb2.LeaseLeasesResponse(header=rpc_pb2.ResponseHeader(revision=self.revision), leases=leases)
+
+    async def read_lease(self, lease: LeaseId, room: AnswerRoom, *, with_keys: bool) -> LeaseKeys:
+        self.asked.append(("read_lease", lease))
+        ttl_s, keys = self.leases.get(lease, (None, []))
+        return LeaseKeys(ttl_s, keys if with_keys else [], self.revision)
+
+    async def renew(self, leases: Sequence[LeaseId], deadline_s: float) -> list[int]:
+        self.asked.append(("renew", list(leases), deadline_s))
+        await asyncio.sleep(0)
+        if self.raises is not None:
+            raise self.raises
+        return [self.leases[lease][0] if lease in self.leases else 0 for lease in leases]
+
+    async def remaining_s(self, lease: LeaseId, deadline_s: float) -> int | None:
+        self.asked.append(("remaining_s", lease, deadline_s))
+        return self.leases[lease][0] - 1 if lease in self.leases else None
 
     def raft_page(self) -> dict[str, object]:
         self.asked.append(("raft_page",))
@@ -149,6 +182,10 @@ class FakeCluster:
         )
 
     @property
+    def current_revision(self) -> Revision:
+        return self.revision
+
+    @property
     def steps(self) -> list[str]:
         """The names of what was asked, in order."""
         return [str(step[0]) for step in self.asked]
@@ -175,12 +212,17 @@ def services() -> Services:
         view=cluster,
         reconfiguration=cluster,
         snapshots=cluster,
+        lease_times=cluster,
         quota=QuotaGate(quota_bytes=QUOTA_BYTES, space=cluster, alarms=cluster, clock=clock),
-        answers=Answers(ByteGate(max_bytes=1 << 20, max_waiting=10)),
+        answers=Answers(max_bytes=1 << 20, max_waiting=10, on_cut_off=lambda client: None),
         debug=cluster,
+        hub=WatchHub(cluster, WatchLimits()),
         clock=clock,
+        random=Random(1),
         max_request_bytes=MAX_REQUEST_BYTES,
         max_txn_ops=MAX_TXN_OPS,
+        min_lease_ttl_s=MIN_LEASE_TTL_S,
         request_timeout_s=REQUEST_TIMEOUT_S,
+        election_timeout_s=1.0,
     )
     return Services(api, cluster, clock)

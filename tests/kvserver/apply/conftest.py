@@ -12,7 +12,16 @@ from kvserver import commands
 from kvserver.apply import AppliedResult, Applier, Store
 from kvserver.commands import CommandKind, ProposalId
 from kvserver.errors import RequestError
-from kvserver.pb.rpc_pb2 import AlarmRequest, CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest
+from kvserver.pb.internal_pb2 import LeaseExpiry
+from kvserver.pb.rpc_pb2 import (
+    AlarmRequest,
+    CompactionRequest,
+    DeleteRangeRequest,
+    LeaseGrantRequest,
+    LeaseRevokeRequest,
+    PutRequest,
+    TxnRequest,
+)
 from kvserver.storage import EngineConfig
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Term
 
@@ -22,6 +31,9 @@ KINDS = {
     TxnRequest: CommandKind.TXN,
     CompactionRequest: CommandKind.COMPACT,
     AlarmRequest: CommandKind.ALARM,
+    LeaseGrantRequest: CommandKind.LEASE_GRANT,
+    LeaseRevokeRequest: CommandKind.LEASE_REVOKE,
+    LeaseExpiry: CommandKind.LEASE_EXPIRE,
 }
 
 

@@ -4,7 +4,8 @@ Differences of versions, not compared (the client contract wins over 3.4):
 - sort target other than the key with order NONE and a limit: etcd cuts before it sorts, we after;
 - the order of keys that tie in a sort: etcd's sort isn't stable;
 - HashKV at exactly the compacted revision: refused by 3.4, answered by newer ones and by us;
-- a transaction that puts a key which it also deletes "from key on" (range_end is a zero byte): etcd doesn't see that overlap, we refuse it.
+- a transaction that puts a key which it also deletes "from key on" (range_end is a zero byte): etcd doesn't see that overlap, we refuse it;
+- the order of leases and of the keys attached to one: etcd's is by what is left, or none.
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ from kvserver.pb.rpc_pb2 import (
     DeleteRangeResponse,
     HashKVRequest,
     HashKVResponse,
+    LeaseGrantRequest,
+    LeaseGrantResponse,
+    LeaseLeasesRequest,
+    LeaseLeasesResponse,
+    LeaseRevokeRequest,
+    LeaseRevokeResponse,
+    LeaseStatus,
+    LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
     PutRequest,
     PutResponse,
     RangeRequest,
@@ -46,6 +56,7 @@ from kvserver.pb.rpc_pb2 import (
 pytestmark = pytest.mark.process
 
 MAX_TXN_OPS = 128
+LEASES = [1, 2, 3, 2**62, -(2**63)]
 _METHODS: dict[type[PbMessage], tuple[str, type[PbMessage]]] = {
     PutRequest: ("/etcdserverpb.KV/Put", PutResponse),
     RangeRequest: ("/etcdserverpb.KV/Range", RangeResponse),
@@ -53,6 +64,10 @@ _METHODS: dict[type[PbMessage], tuple[str, type[PbMessage]]] = {
     TxnRequest: ("/etcdserverpb.KV/Txn", TxnResponse),
     CompactionRequest: ("/etcdserverpb.KV/Compact", CompactionResponse),
     HashKVRequest: ("/etcdserverpb.Maintenance/HashKV", HashKVResponse),
+    LeaseGrantRequest: ("/etcdserverpb.Lease/LeaseGrant", LeaseGrantResponse),
+    LeaseRevokeRequest: ("/etcdserverpb.Lease/LeaseRevoke", LeaseRevokeResponse),
+    LeaseTimeToLiveRequest: ("/etcdserverpb.Lease/LeaseTimeToLive", LeaseTimeToLiveResponse),
+    LeaseLeasesRequest: ("/etcdserverpb.Lease/LeaseLeases", LeaseLeasesResponse),
 }
 Answer = PbMessage | str
 
@@ -137,9 +152,23 @@ class Requests:
 
     def any(self) -> PbMessage:
         kind = self.random.choices(
-            [self.put, self.range, self.delete, self.txn, self.compaction, self.hash], weights=[40, 25, 8, 20, 2, 5]
+            [self.put, self.range, self.delete, self.txn, self.compaction, self.hash, self.lease], weights=[40, 25, 8, 20, 2, 5, 12]
         )[0]
         return kind()
+
+    def lease(self) -> PbMessage:
+        """Something about one of a few leases, most of which exist most of the time."""
+        lease = self.random.choice(LEASES)
+        return self.random.choice(
+            [
+                LeaseGrantRequest(ID=lease, TTL=self.random.choice([500, 500, 9_000_000_000, 9_000_000_001])),
+                LeaseGrantRequest(ID=lease, TTL=600),
+                LeaseRevokeRequest(ID=lease),
+                LeaseTimeToLiveRequest(ID=lease, keys=True),
+                LeaseTimeToLiveRequest(ID=lease),
+                LeaseLeasesRequest(),
+            ]
+        )
 
     def key(self) -> bytes:
         return self.random.choice(self.keys)
@@ -163,6 +192,8 @@ class Requests:
                 request.value = b""
         if self.flag(0.1):
             request.ignore_lease = True
+        if self.flag(0.4) and (not request.ignore_lease or self.flag(0.1)):
+            request.lease = self.random.choice(LEASES)
         if self.flag(0.03):
             request.lease = 12345
         if self.flag(0.01):
@@ -243,6 +274,10 @@ async def ours(machine: Any, request: PbMessage) -> Answer:
                 response = HashKVResponse(hash=found.hash, compact_revision=found.compacted_revision)
                 response.header.revision = found.current_revision
                 return response
+            case LeaseTimeToLiveRequest():
+                return await our_lease(machine, request)
+            case LeaseLeasesRequest():
+                return await machine.store.read_leases()  # type: ignore[no-any-return]
             case PutRequest():
                 check.check_put(request)
             case DeleteRangeRequest():
@@ -257,6 +292,14 @@ async def ours(machine: Any, request: PbMessage) -> Answer:
     return result.message if isinstance(result, DeterministicError) else result  # type: ignore[no-any-return]
 
 
+async def our_lease(machine: Any, request: LeaseTimeToLiveRequest) -> LeaseTimeToLiveResponse:
+    """All of the answer that the store has a part in."""
+    found = await machine.store.read_lease(request.ID, with_keys=request.keys)
+    response = LeaseTimeToLiveResponse(ID=request.ID, TTL=-1 if found.ttl_s is None else 0, grantedTTL=found.ttl_s or 0, keys=found.keys)
+    response.header.revision = found.revision
+    return response
+
+
 def plain(answer: Answer, request: PbMessage) -> Any:
     """An answer in a form that can be compared: headers reduced to the revision, ties in a fixed order."""
     if isinstance(answer, str):
@@ -265,6 +308,15 @@ def plain(answer: Answer, request: PbMessage) -> Any:
     header = getattr(copy, "header", None)
     if header is not None:
         header.cluster_id = header.member_id = header.raft_term = 0
+    if isinstance(copy, LeaseTimeToLiveResponse):
+        copy.TTL = min(copy.TTL, 0)  # what is left is for clocks to say
+        keys = sorted(copy.keys)
+        del copy.keys[:]
+        copy.keys.extend(keys)
+    if isinstance(copy, LeaseLeasesResponse):
+        leases = sorted(each.ID for each in copy.leases)
+        del copy.leases[:]
+        copy.leases.extend(LeaseStatus(ID=lease) for lease in leases)
     _untie(copy, request)
     return str(copy)
 

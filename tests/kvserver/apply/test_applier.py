@@ -18,7 +18,7 @@ from kvserver.errors import (
     LeaseNotFoundError,
 )
 from kvserver.pb.internal_pb2 import MemberAttributes
-from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest
+from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest
 from kvserver.types import ConfState, Index, Member, NodeId, Term
 
 
@@ -89,14 +89,15 @@ async def test_unknown_command_stops_the_node(machine: Any) -> None:
 
 async def test_publish_sets_name_and_client_urls_and_survives(machine: Any) -> None:
     def publish(member: int, name: str) -> Any:
-        attributes = MemberAttributes(member_id=member, name=name, client_urls=["http://c"])
+        attributes = MemberAttributes(member_id=member, name=name, client_urls=["http://c"], kinds_version=2)
         payload = attributes.SerializeToString()
         return machine.apply_data(commands.encode(CommandKind.MEMBER_PUBLISH, ProposalId(NodeId(1), 1, 1), payload)).result
 
     publish(1, "one")
     publish(99, "stranger")
     await machine.reopen()
-    assert machine.store.members == {1: Member(id=NodeId(1), name="one", peer_urls=("http://127.0.0.1:2380",), client_urls=("http://c",))}
+    urls = {"peer_urls": ("http://127.0.0.1:2380",), "client_urls": ("http://c",)}
+    assert machine.store.members == {1: Member(id=NodeId(1), name="one", kinds_version=2, **urls)}
     assert machine.store.cluster_id == 77
 
 
@@ -117,7 +118,7 @@ async def test_configuration_change_records_members_and_remembers_removed_ones(m
 
 
 async def test_lease_of_a_key_is_kept_and_detached(machine: Any) -> None:
-    machine.store.mvcc._has_lease = lambda lease: True
+    machine.apply(LeaseGrantRequest(ID=2**62, TTL=60))
     machine.apply(PutRequest(key=b"a", value=b"1", lease=2**62))
     machine.apply(PutRequest(key=b"a", value=b"2", ignore_lease=True))
     assert machine.store.range(RangeRequest(key=b"a")).kvs[0].lease == 2**62
@@ -128,7 +129,7 @@ async def test_lease_of_a_key_is_kept_and_detached(machine: Any) -> None:
 
 
 async def test_value_of_any_size_comes_back(machine: Any) -> None:
-    machine.store.mvcc._has_lease = lambda lease: True
+    machine.apply(LeaseGrantRequest(ID=5, TTL=60))
     for size in (0, 1, 127, 128, 4095, 4096, 4097, 70_000, 1_500_000):
         machine.apply(PutRequest(key=b"k", value=b"v" * size, lease=5))
         kv = machine.store.range(RangeRequest(key=b"k")).kvs[0]

@@ -61,7 +61,11 @@ def first_page(path: Path, tree: str, kind: int) -> int:
 def test_rows_are_those_that_lmdb_reads_from_any_start(path: Path) -> None:
     assert damage(path) == []
     assert damage(path, every_row=False) == []
-    with lmdb.open(str(path), subdir=False, max_dbs=6, readonly=True, lock=False) as env, env.begin() as txn, PageFile.open(path) as file:
+    with (
+        lmdb.open(str(path), subdir=False, max_dbs=len(TABLES), readonly=True, lock=False) as env,
+        env.begin() as txn,
+        PageFile.open(path) as file,
+    ):
         for tree in file.trees(TABLES, lambda offset, reason: None):
             db = env.open_db(tree.name.encode(), txn=txn, create=False)
             expected = list(txn.cursor(db).iternext())

@@ -8,9 +8,20 @@ from pathlib import Path
 import pytest
 
 from kvserver.apply import Membership, RevisionTooLargeError, inspect, refound
-from kvserver.pb.rpc_pb2 import CORRUPT, AlarmRequest, CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest
+from kvserver.pb.rpc_pb2 import (
+    CORRUPT,
+    AlarmRequest,
+    CompactionRequest,
+    DeleteRangeRequest,
+    LeaseGrantRequest,
+    LeaseRevokeRequest,
+    PutRequest,
+    RangeRequest,
+    RequestOp,
+    TxnRequest,
+)
 from kvserver.storage import StoreUnreadableError
-from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Term
+from kvserver.types import ClusterId, ConfState, Index, LeaseId, Member, NodeId, Term
 from tests.kvserver.apply.conftest import Machine
 
 NEW = Membership(cluster_id=ClusterId(9), members={NodeId(5): Member(id=NodeId(5), name="new")}, cluster_token="t")
@@ -41,6 +52,49 @@ async def test_keys_and_revisions_stay_and_everything_of_the_old_cluster_goes(tm
     assert machine.store.compacted_revision == 10
     machine.apply(PutRequest(key=b"next", value=b""))
     assert machine.store.current_revision == old_revision + 1
+    await machine.store.close()
+
+
+@pytest.mark.parametrize("kind", ["delete_range", "txn", "revoke"])
+async def test_an_entry_that_was_applied_in_part_is_applied_to_its_end(tmp_path: Path, kind: str) -> None:
+    """A copy may be taken between two slices of it; the log that would go on is not part of the copy."""
+    machine = Machine(tmp_path / "db")
+    machine.apply(LeaseGrantRequest(ID=7, TTL=60))
+    for number in range(300):
+        machine.apply(PutRequest(key=b"key-%03d" % number, value=b"v", lease=7))
+    machine.apply(PutRequest(key=b"other"))
+    revision = machine.store.current_revision
+    deletion = DeleteRangeRequest(key=b"key-", range_end=b"key.")
+    within = TxnRequest(success=[RequestOp(request_delete_range=deletion)])
+    requests = {"delete_range": deletion, "txn": within, "revoke": LeaseRevokeRequest(ID=7)}
+    data = machine.encode(requests[kind])
+    assert machine.applier.apply_slice(Index(machine.store.applied_index + 1), Term(1), data) is None
+    await machine.store.commit()
+    await machine.store.close()
+    shutil.copy(tmp_path / "db", tmp_path / "bumped")
+    for name, bump in (("db", 0), ("bumped", 5)):
+        assert await refound(tmp_path / name, NEW, CONF, index=Index(1), term=Term(1), bump=bump) == revision + 1 + bump
+        machine = Machine(tmp_path / name)
+        assert not machine.store.mvcc.is_unfinished
+        assert [lease for lease, _ in machine.store.leases.leases()] == ([] if kind == "revoke" else [7])
+        assert list(machine.store.leases.keys(LeaseId(7))) == []
+        assert [kv.key for kv in machine.store.range(RangeRequest(key=b"\x00", range_end=b"\x00")).kvs] == [b"other"]
+        machine.apply(PutRequest(key=b"key-000"))
+        assert machine.store.current_revision == revision + 2 + bump
+        await machine.store.close()
+
+
+async def test_leases_and_what_is_attached_to_them_stay(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "db")
+    machine.apply(LeaseGrantRequest(ID=7, TTL=60))
+    machine.apply(PutRequest(key=b"k", lease=7))
+    await machine.store.close()
+    await refound(tmp_path / "db", NEW, CONF, index=Index(1), term=Term(1), bump=100)
+    machine.open()
+    assert list(machine.store.leases.leases()) == [(7, 60)]
+    assert machine.store.kinds_version == 2
+    machine.apply(LeaseRevokeRequest(ID=7))
+    assert machine.store.range(RangeRequest(key=b"k")).count == 0
     await machine.store.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import lmdb
 import pytest
 
 from kvserver.apply import ApplyMetDamageError, OnlineCheck, Store, answering, inspect, inspection, reading, removal
-from kvserver.errors import CompactedError, CorruptError, DeterministicError, RequestTimeoutError
-from kvserver.mvcc import META, TABLES, hashing
+from kvserver.errors import CompactedError, CorruptError, DeterministicError, RangeTooSlowError, RequestTimeoutError
+from kvserver.mvcc import LEASE, META, TABLES, Allowance, Snapshot, hashing
 from kvserver.mvcc.layout import REV, pack_revision
 from kvserver.pb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest
-from kvserver.storage import StorageNoSpaceError, StoreUnreadableError, SwapFailedError, batch, check_structure, files
+from kvserver.storage import StorageNoSpaceError, StoreUnreadableError, SwapFailedError, batch, check_structure, files, view
 from kvserver.types import ClusterId, ConfState, Index, Member, NodeId, Revision
 
 OpenMachine = Callable[..., Awaitable[Any]]
@@ -65,6 +66,22 @@ async def test_large_read_runs_in_a_thread_on_the_state_of_its_start(machine: An
     assert (counted.count, len(counted.kvs)) == (11, 0)
     limited = await machine.store.read(RangeRequest(key=b"k", range_end=b"z", limit=2))
     assert (limited.count, limited.more, keys(limited)) == (11, True, [b"k0", b"k1"])
+
+
+async def test_a_read_that_outlives_its_view_says_that_trying_again_does_not_help(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "SCAN_BUDGET", 3)
+    monkeypatch.setattr(view, "MAX_AGE_S", 0.01)
+    for number in range(10):
+        machine.apply(PutRequest(key=b"k%d" % number))
+
+    def slow(state: Snapshot) -> int:
+        time.sleep(0.05)
+        return len(list(state.scan(b"", None, state.revision)))
+
+    with pytest.raises(RangeTooSlowError, match="limit"):
+        await machine.store.run_on_view(slow, Allowance())
+    monkeypatch.setattr(view, "MAX_AGE_S", 5.0)
+    assert await machine.store.run_on_view(slow, Allowance()) == 10
 
 
 async def test_copy_tells_its_own_position_and_installs_elsewhere(open_machine: OpenMachine, tmp_path: Path) -> None:
@@ -181,7 +198,7 @@ async def test_compactions_that_come_during_a_removal_are_all_carried_out(machin
         await asyncio.sleep(0)
     await machine.store.wait_compacted(Revision(61))
     assert finished == [61]
-    left = [list(machine.store._engine.reader.iterate(table)) for table in range(1, len(TABLES))]
+    left = [list(machine.store._engine.reader.iterate(table)) for table in range(1, LEASE)]
     assert [len(table) for table in left] == [1, 0, 1, 0, 0], "only the tombstone at the compacted revision stays, for watches"
 
 
@@ -189,12 +206,12 @@ async def test_tombstone_at_the_compacted_revision_goes_with_the_next_compaction
     for request in (PutRequest(key=b"a"), DeleteRangeRequest(key=b"a"), CompactionRequest(revision=3)):
         machine.apply(request)
     await machine.store.wait_compacted(Revision(3))
-    sizes = [len(list(machine.store._engine.reader.iterate(table))) for table in range(1, len(TABLES))]
+    sizes = [len(list(machine.store._engine.reader.iterate(table))) for table in range(1, LEASE)]
     assert sizes == [1, 0, 1, 0, 0]
     machine.apply(PutRequest(key=b"b"))
     machine.apply(CompactionRequest(revision=4))
     await machine.store.wait_compacted(Revision(4))
-    sizes = [len(list(machine.store._engine.reader.iterate(table))) for table in range(1, len(TABLES))]
+    sizes = [len(list(machine.store._engine.reader.iterate(table))) for table in range(1, LEASE)]
     assert sizes == [1, 1, 0, 0, 0]
 
 

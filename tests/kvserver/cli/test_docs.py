@@ -49,11 +49,12 @@ def test_the_commands_of_the_contract_are_there() -> None:
     groups = {
         "alarm": ("list", "disarm"),
         "bench": ("mixed", "put", "range"),
+        "lease": ("grant", "keep-alive", "list", "revoke", "timetolive"),
         "member": ("add", "list", "promote", "remove", "update"),
         "endpoint": ("status", "health", "hashkv"),
         "snapshot": ("save", "status", "restore"),
     }
-    leaves = {"put", "get", "del", "txn", "compaction", "memory", "move-leader", "top", "version"}
+    leaves = {"put", "get", "del", "txn", "compaction", "memory", "move-leader", "top", "version", "watch"}
     assert set(LEAVES) == leaves | {f"{group} {name}" for group, names in groups.items() for name in names}
 
 

@@ -259,3 +259,23 @@ async def test_cancelling_a_call_leaves_nothing_behind(servers: list[Any]) -> No
             await sent
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("dial ")]
     assert len(asyncio.all_tasks()) <= before + 3
+
+
+KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
+
+
+@pytest.mark.parametrize("failure", [NO_LEADER, (UNAVAILABLE, "Connection reset by peer")])
+async def test_a_renewal_is_repeated_whatever_became_of_it(servers: list[Any], failure: tuple[Any, str]) -> None:
+    fail_first_call(servers, failure)
+    async with client(*(each.endpoint for each in servers)) as connected:
+        assert (await connected.lease_keep_alive_once(7)).TTL == 0
+    assert calls(servers) == [KEEP_ALIVE, KEEP_ALIVE]
+
+
+async def test_renewing_ends_with_the_lease_and_fails_at_once_if_it_can_not_begin(servers: list[Any]) -> None:
+    async with client(servers[0].endpoint) as connected:
+        assert [answer async for answer in connected.lease_keep_alive(7)] == []
+        servers[0].failures = [(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")]
+        with pytest.raises(ServerError, match="permission denied"):
+            await anext(connected.lease_keep_alive(7))
+    assert calls(servers) == [KEEP_ALIVE, KEEP_ALIVE]

@@ -59,7 +59,7 @@ def test_every_extension_of_a_prefix_is_inside(prefix: bytes, more: bytes) -> No
 
 def test_the_method_table_agrees_with_the_service_definitions() -> None:
     table = [value for value in vars(methods).values() if isinstance(value, methods.Method)]
-    assert len(table) == 19
+    assert len(table) == 25
     described_in = {"etcdserverpb": pb.DESCRIPTOR, "kvserver": debug_pb2.DESCRIPTOR}
     for method in table:
         package, _, rest = method.path.removeprefix("/").partition(".")
@@ -73,12 +73,14 @@ def test_the_method_table_agrees_with_the_service_definitions() -> None:
 
 def test_no_method_that_changes_something_passes_for_a_read() -> None:
     reads = {method.path.rpartition("/")[2] for method in vars(methods).values() if isinstance(method, methods.Method) and method.read_only}
-    assert reads == {"Range", "Txn", "MemberList", "Status", "HashKV", "Alarm", "Authenticate", "Memory"}
+    leases = {"LeaseKeepAlive", "LeaseTimeToLive", "LeaseLeases"}
+    assert reads == {"Range", "Txn", "MemberList", "Status", "HashKV", "Alarm", "Authenticate", "Memory", "Watch"} | leases
     assert not methods.TXN.read_only
 
 
 def test_only_errors_that_are_declared_harmless_free_a_mutation() -> None:
-    assert frozenset({errors.NoLeaderError.message, errors.TooManyRequestsError.message}) == NO_EFFECT_MESSAGES
+    harmless = (errors.NoLeaderError, errors.TooManyRequestsError, errors.NotCapableError)
+    assert frozenset(error.message for error in harmless) == NO_EFFECT_MESSAGES
     assert may_retry(methods.PUT, ServerError(14, errors.NoLeaderError.message))
     assert not may_retry(methods.PUT, ServerError(14, errors.LeaderChangedError.message))
     assert may_retry(methods.RANGE, ServerError(14, errors.LeaderChangedError.message))

@@ -44,6 +44,9 @@ def test_numbers_of_kinds_never_change() -> None:
         "TXN": 3,
         "COMPACT": 4,
         "MEMBER_PUBLISH": 20,
+        "LEASE_GRANT": 40,
+        "LEASE_REVOKE": 41,
+        "LEASE_EXPIRE": 42,
         "ALARM": 80,
     }
 

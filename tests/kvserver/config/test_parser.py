@@ -274,6 +274,8 @@ def test_a_line_that_cannot_be_read_exits_with_2(arguments: list[str], text: str
         (["--max-request-bytes=10"], "--max-request-bytes[10] must be between"),
         (["--quota-backend-bytes=1000"], "--quota-backend-bytes[1000] must be between"),
         (["--log-window-entries=0"], "--log-window-entries[0] must be between"),
+        (["--snapshot-catchup-entries=0"], "--snapshot-catchup-entries[0] must be between"),
+        (["--experimental-snapshot-catchup-entries=-1"], "--experimental-snapshot-catchup-entries[-1] must be between"),
         (["--log-peer-grace=0"], "--log-peer-grace[0s] must be between"),
         (["--max-inflight-bytes=1MiB"], "--max-inflight-bytes[1048576] must be between"),
         (["--listen-metrics-urls=http://127.0.0.1:2379"], "both use http://127.0.0.1:2379"),
@@ -312,3 +314,25 @@ def refusal_of(arguments: list[str]) -> ConfigError | None:
     except ConfigError as error:
         return error
     return None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "max_entries"),
+    [
+        ([], {}, 100_000),
+        (["--snapshot-catchup-entries=5000"], {}, 5000),
+        (["--experimental-snapshot-catchup-entries=5000"], {}, 5000),
+        ([], {"ETCD_SNAPSHOT_CATCHUP_ENTRIES": "5000"}, 5000),
+        (["--snapshot-count=10000"], {}, 100_000),
+        ([], {"ETCD_SNAPSHOT_COUNT": "10000"}, 100_000),
+    ],
+)
+def test_etcds_catch_up_entries_are_the_entry_cap_only_when_given(
+    arguments: list[str], environment: dict[str, str], max_entries: int
+) -> None:
+    invocation = parse(arguments, environment)
+    assert isinstance(invocation, Run)
+    assert invocation.config.log_window.max_entries == max_entries
+    is_count = any("COUNT" in name.upper() for name in (*arguments, *environment))
+    explained = [text for text in invocation.warnings if "the raft log is compacted after every apply; --log-window-entries bounds" in text]
+    assert len(explained) == is_count

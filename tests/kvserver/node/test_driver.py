@@ -11,12 +11,14 @@ import pytest
 
 from kvserver.node.compaction import WindowLimits
 from kvserver.node.driver import Driver, DriverHooks
+from kvserver.node.forward_window import ForwardWindow
+from kvserver.node.forwarded import Forwarded
 from kvserver.node.log_window import LogWindow
 from kvserver.node.peers import PeerBook
 from raft.config import Config
 from raft.messages import LOCAL_APPEND_THREAD, Message, MessageType
 from raft.raw_node import RawNode
-from raft.types import ConfState, HardState, Index, NodeId, Term
+from raft.types import ConfState, Entry, HardState, Index, NodeId, Term
 
 SELF, PEER = NodeId(1), NodeId(2)
 
@@ -67,7 +69,9 @@ class InstantQueue:
 class Bench:
     """A driver with voters 1.. of which only this one exists."""
 
-    def __init__(self, voters: int = 1, limits: WindowLimits | None = None) -> None:
+    def __init__(
+        self, voters: int = 1, limits: WindowLimits | None = None, *, max_uncommitted_bytes: int = 0, window: ForwardWindow | None = None
+    ) -> None:
         conf_state = ConfState(voters=tuple(NodeId(number) for number in range(1, voters + 1)))
         self.durable_index = Index(0)
         self.window = LogWindow(hard_state=HardState(), conf_state=conf_state, durable=lambda: (self.durable_index, conf_state))
@@ -88,9 +92,22 @@ class Bench:
             log_sink=SilentLog(),
             async_storage_writes=True,
             max_size_per_msg_bytes=1 << 20,
+            max_uncommitted_size_bytes=max_uncommitted_bytes,
+        )
+        self.refused: list[Message] = []
+        self.handed_back: list[Message] = []
+        core = RawNode(config)
+        self.forwarded = Forwarded(
+            core,
+            max_bytes=10_000,
+            senders=self,
+            on_held=lambda: None,
+            on_invalid=lambda message, error: self.invalid.append(error),
         )
         self.driver = Driver(
-            raw=RawNode(config),
+            raw=core,
+            forwarded=self.forwarded,
+            forward_window=window,
             window=self.window,
             peers=self.book,
             outbox=self,
@@ -113,6 +130,12 @@ class Bench:
     def send(self, messages: Any, floor: Index) -> None:
         self.sent.extend(messages)
         self.floors.append(floor)
+
+    def refuse(self, message: Message) -> None:
+        self.refused.append(message)
+
+    def hand_back(self, message: Message) -> None:
+        self.handed_back.append(message)
 
     def want_snapshot(self, message: Message) -> bool:
         self.snapshots.append(message)
@@ -254,3 +277,103 @@ async def test_waiting_for_a_leader_change_leaves_nothing_behind_when_cancelled(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert leader.driver._waiters.leader == []
+
+
+# --- forwarded writes --------------------------------------------------------------------------------------------------------------------
+
+
+def forwarded_write(data: bytes) -> Message:
+    return Message(type=MessageType.PROP, from_=PEER, to=SELF, entries=[Entry(index=Index(0), term=Term(0), data=data)])
+
+
+def contents(bench: Bench, first: int) -> list[bytes]:
+    """What is in the log from `first` on, without raft's own."""
+    held = bench.window.entries(Index(first), Index(bench.window.last_index() + 1), 1 << 30)
+    return [entry.data for entry in held if entry.data]
+
+
+async def test_with_a_full_tail_others_writes_wait_and_take_turns_with_the_members_own() -> None:
+    bench = Bench(max_uncommitted_bytes=1000)
+    bench.driver.campaign()
+    await settle()
+    first = bench.window.last_index() + 1
+    bench.driver.propose(Proposal(b"0" * 900))
+    for number in range(1, 4):
+        bench.driver.propose(Proposal(b"%d" % number * 900))
+        bench.driver.step(forwarded_write(b"%d" % (number + 3) * 900), Index(0))
+    await settle()
+    for _ in range(20):
+        await settle()
+    assert [data[:1] for data in contents(bench, first)] == [b"0", b"4", b"1", b"2", b"3", b"5", b"6"], "own ones go in batches"
+    assert (bench.refused, bench.handed_back, bench.fatal, bench.forwarded.held_bytes) == ([], [], [], 0)
+    bench.driver.stop()
+
+
+async def test_a_write_for_which_there_is_no_room_to_wait_is_refused_and_never_proposed() -> None:
+    bench = Bench(voters=2, max_uncommitted_bytes=1000)
+    bench.driver.campaign()
+    await settle()
+    bench.driver.step(Message(type=MessageType.VOTE_RESP, from_=PEER, to=SELF, term=bench.driver.term), Index(0))
+    await settle()
+    assert bench.driver.is_leader
+    for number in range(5):
+        bench.driver.step(forwarded_write(b"%d" % number * 4000), Index(0))
+        await settle()
+    assert [message.entries[0].data[:1] for message in bench.refused] == [b"3", b"4"], "one is in raft, two wait"
+    bench.driver.stop()
+
+
+async def test_a_leader_that_steps_down_hands_back_what_waits() -> None:
+    bench = Bench(voters=2, max_uncommitted_bytes=1000)
+    bench.driver.campaign()
+    await settle()
+    bench.driver.step(Message(type=MessageType.VOTE_RESP, from_=PEER, to=SELF, term=bench.driver.term), Index(0))
+    await settle()
+    for number in range(3):
+        bench.driver.step(forwarded_write(b"%d" % number * 900), Index(0))
+    await settle()
+    newer = Term(bench.driver.term + 1)
+    bench.driver.step(Message(type=MessageType.HEARTBEAT, from_=PEER, to=SELF, term=newer), Index(0))
+    await settle()
+    assert [message.entries[0].data[:1] for message in bench.handed_back] == [b"1", b"2"]
+    assert not any(message.type is MessageType.PROP for message in bench.sent), "handed back, so not passed on as well"
+    bench.driver.stop()
+
+
+async def test_without_a_leader_a_forwarded_write_goes_back() -> None:
+    bench = Bench(voters=2)
+    bench.driver.step(forwarded_write(b"1"), Index(0))
+    assert len(bench.handed_back) == 1
+    bench.driver.stop()
+
+
+async def test_a_follower_keeps_with_itself_what_is_beyond_its_share() -> None:
+    window = ForwardWindow(lambda: 1000)
+    bench = Bench(voters=2, window=window)
+    bench.driver.step(Message(type=MessageType.HEARTBEAT, from_=PEER, to=SELF, term=Term(1)), Index(0))
+    await settle()
+    window.take(600)
+    bench.driver.propose(Proposal(b"1" * 300))
+    await settle()
+    window.take(300)
+    kept = Proposal(b"2" * 300)
+    bench.driver.propose(kept)
+    await settle()
+    assert kept.taken_under is None
+    bench.driver.report_unreachable(PEER)  # what is with the leader may be lost
+    await settle()
+    assert kept.taken_under == 1
+    assert [message.entries[0].data[:1] for message in bench.sent if message.type is MessageType.PROP] == [b"1", b"2"]
+    bench.driver.stop()
+
+
+async def test_what_came_back_is_handed_over_with_the_next_tick_and_before_what_waits(leader: Bench) -> None:
+    first = leader.window.last_index() + 1
+    returned = Proposal(b"1")
+    leader.driver.take_back(returned)
+    await settle()
+    assert returned.taken_under is None
+    leader.driver._proposals.append(Proposal(b"2"))
+    leader.driver._tick()
+    await settle()
+    assert contents(leader, first) == [b"1", b"2"]

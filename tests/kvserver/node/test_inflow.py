@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,13 +110,25 @@ def test_an_empty_append_passes_unless_it_would_overtake() -> None:
     assert core.stepped == [1, 2, 3]
 
 
-def test_forwarded_writes_wait_on_a_leader_that_is_behind() -> None:
+def test_forwarded_writes_pass_they_wait_elsewhere_while_the_way_in_is_full() -> None:
+    core, inflow, _ = member()
+    assert not inflow.is_full
+    core.unapplied.append(2 * LIMIT)
+    assert inflow.is_full
+    inflow.take(message(1), FLOOR)
+    inflow.take(message(2, kind=MessageType.PROP), FLOOR)
+    assert core.stepped == [2]
+    inflow.let_pass()
+    assert (core.stepped, inflow.is_full) == ([2, 1], False)
+
+
+def test_any_message_looks_whether_there_is_room_again() -> None:
     core, inflow, _ = member()
     core.unapplied.append(2 * LIMIT)
-    inflow.take(message(1, kind=MessageType.PROP), FLOOR)
+    inflow.take(message(1), FLOOR)
     assert core.stepped == []
     core.unapplied.clear()
-    inflow.take(message(2, 0, MessageType.HEARTBEAT), FLOOR)  # any message looks whether there is room again
+    inflow.take(message(2, 0, MessageType.HEARTBEAT), FLOOR)
     assert core.stepped == [1, 2]
 
 
@@ -187,32 +199,6 @@ def test_a_halt_that_begins_within_a_step_lets_the_rest_pass_in_order() -> None:
     core.unapplied.append(LIMIT - 1)
     inflow.release()
     assert core.stepped == [1, 2, 3, 4, 5]
-
-
-def test_what_was_held_is_admitted_again_when_it_goes_on() -> None:
-    """A store that has become full meanwhile takes no forwarded write that waited here, and the smaller part of another."""
-    core, inflow, _ = member()
-    asked: list[int] = []
-
-    def admit(shown: Message) -> Message | None:
-        asked.append(shown.index)
-        if shown.type is not MessageType.PROP:
-            return shown
-        return None if shown.index == 2 else replace(shown, entries=shown.entries[:1])
-
-    inflow.admit = admit
-    inflow.take(message(9, 0, MessageType.HEARTBEAT), FLOOR)
-    assert asked == [], "who hands it over has asked already"
-    core.unapplied.append(2 * LIMIT)
-    inflow.take(message(1), FLOOR)
-    inflow.take(message(2, kind=MessageType.PROP), FLOOR)
-    large = message(3, kind=MessageType.PROP)
-    inflow.take(replace(large, entries=(*large.entries, *large.entries)), FLOOR)
-    core.unapplied.clear()
-    inflow.release()
-    assert (core.stepped, asked) == ([9, 1, 3], [1, 2, 3])
-    assert list(core.unapplied) == [400, 400], "one entry of each"
-    assert inflow.held_bytes == 0
 
 
 actions = st.lists(st.one_of(st.tuples(st.just("take"), st.integers(0, 900)), st.tuples(st.just("apply"), st.integers(1, 3))), max_size=80)

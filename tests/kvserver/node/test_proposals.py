@@ -21,6 +21,7 @@ from kvserver.errors import (
     TimeoutDueToLeaderFailError,
     TooManyRequestsError,
 )
+from kvserver.node.forward_window import ForwardWindow
 from kvserver.node.proposals import Proposals
 from kvserver.pb import rpc_pb2
 from raft.types import NodeId, Term
@@ -45,6 +46,9 @@ class FakeSink:
         self.waiting.append(proposal)
         if self.accepts:
             self.take()
+
+    def take_back(self, proposal: Any) -> None:
+        self.waiting.append(proposal)
 
     def take(self) -> None:
         """Take what waits and is still wanted."""
@@ -280,3 +284,97 @@ async def test_a_client_that_hangs_up_in_the_turn_of_its_error_leaves_no_unheard
     del waiting
     gc.collect()
     assert unheard == []
+
+
+async def test_a_proposal_that_is_being_applied_in_slices_outlives_its_deadline_and_hears_its_result() -> None:
+    sink = FakeSink()
+    proposals = make(sink)
+    begun, other = begin(proposals, delay_s=0.02), begin(proposals, delay_s=0.02)
+    await turn()
+    proposal = commands.decode(sink.taken[0]).id
+    proposals.note_begun(proposal)
+    proposals.note_begun(proposal._replace(incarnation=INCARNATION + 1, counter=2))  # of another life: not ours
+    with pytest.raises(RequestTimeoutError):
+        await other
+    assert not begun.done()
+    proposals.resolve(proposal, rpc_pb2.PutResponse(header=rpc_pb2.ResponseHeader(revision=1)))
+    assert (await begun).header.revision == 1  # type: ignore[attr-defined]
+
+
+async def test_a_proposal_that_is_being_applied_ends_with_its_client() -> None:
+    sink = FakeSink()
+    proposals = make(sink)
+    begun = begin(proposals)
+    await turn()
+    proposal = commands.decode(sink.taken[0]).id
+    proposals.note_begun(proposal)
+    begun.cancel()
+    await asyncio.gather(begun, return_exceptions=True)
+    assert (proposals.pending_count, proposals.is_awaited(proposal)) == (0, False)
+
+
+# --- forwarded to a leader ---------------------------------------------------------------------------------------------------------------
+
+
+def forwarding(sink: FakeSink) -> tuple[Proposals, ForwardWindow]:
+    window = ForwardWindow(lambda: 1000)
+    made = Proposals(
+        member_id=MEMBER, incarnation=INCARNATION, sink=sink, max_count=10, max_bytes=10_000, on_failed=lambda: None, window=window
+    )
+    return made, window
+
+
+async def test_what_came_back_is_handed_over_again_and_answered_once() -> None:
+    sink = FakeSink()
+    proposals, _ = forwarding(sink)
+    waiting = begin(proposals)
+    await turn()
+    proposals.take_back(ProposalId(MEMBER, INCARNATION, 1))
+    proposals.take_back(ProposalId(MEMBER, INCARNATION, 1))  # it waits already
+    assert len(sink.waiting) == 1
+    proposals.fail_older_than(Term(9))  # not in raft: a newer term is no news for it
+    sink.term = Term(9)
+    sink.take()
+    assert sink.taken[0] == sink.taken[1]
+    proposals.resolve(ProposalId(MEMBER, INCARNATION, 1), rpc_pb2.PutResponse())
+    assert await waiting == rpc_pb2.PutResponse()
+    proposals.take_back(ProposalId(MEMBER, INCARNATION, 1))
+    assert sink.waiting == []
+
+
+async def test_nothing_comes_back_for_another_member_another_life_or_a_write_that_is_answered() -> None:
+    sink = FakeSink()
+    proposals, _ = forwarding(sink)
+    waiting = begin(proposals)
+    await turn()
+    for stranger in (ProposalId(NodeId(8), INCARNATION, 1), ProposalId(MEMBER, 1, 1), ProposalId(MEMBER, INCARNATION, 2)):
+        proposals.take_back(stranger)
+    proposals.resolve(ProposalId(MEMBER, INCARNATION, 1), rpc_pb2.PutResponse())
+    proposals.take_back(ProposalId(MEMBER, INCARNATION, 1))
+    assert sink.waiting == []
+    await waiting
+
+
+async def test_what_raft_has_and_is_not_answered_counts_in_the_window() -> None:
+    sink = FakeSink()
+    proposals, window = forwarding(sink)
+    sink.accepts = False
+    tasks = [begin(proposals, size=100, delay_s=0.2 if number == 4 else 5.0) for number in range(5)]
+    await turn()
+    assert window.held_bytes == 0
+    sink.take()
+    each = window.held_bytes // 5
+    assert each > 100
+    proposals.resolve(ProposalId(MEMBER, INCARNATION, 1), rpc_pb2.PutResponse())
+    assert window.held_bytes == 4 * each, "at once: the turn that follows may send the next"
+    proposals.resolve(ProposalId(MEMBER, INCARNATION, 2), TooManyRequestsError())
+    proposals.take_back(ProposalId(MEMBER, INCARNATION, 3))
+    assert window.held_bytes == 2 * each
+    with pytest.raises(RequestTimeoutError):
+        await tasks[4]
+    assert window.held_bytes == each
+    proposals.fail_older_than(Term(4))
+    assert window.held_bytes == 0
+    tasks[2].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert window.held_bytes == 0

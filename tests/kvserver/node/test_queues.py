@@ -199,7 +199,7 @@ async def test_entries_apply_in_order_and_answer_per_message() -> None:
     answered: list[tuple[int, int]] = []
     queue = ApplyQueue(
         store=FakeStore(),
-        apply_entry=lambda entry: applied.append(entry.index),
+        apply_slice=lambda entry: applied.append(entry.index) is None,
         on_applied=lambda messages: answered.append((messages[0].index, len(applied))),
         on_fatal=lambda error: pytest.fail(str(error)),
     )
@@ -218,7 +218,7 @@ async def test_a_long_batch_leaves_the_loop_free_in_between(monkeypatch: pytest.
     applied: list[int] = []
     queue = ApplyQueue(
         store=FakeStore(),
-        apply_entry=lambda entry: applied.append(entry.index),
+        apply_slice=lambda entry: applied.append(entry.index) is None,
         on_applied=lambda messages: None,
         on_fatal=lambda error: pytest.fail(str(error)),
     )
@@ -230,16 +230,47 @@ async def test_a_long_batch_leaves_the_loop_free_in_between(monkeypatch: pytest.
     assert applied == list(range(1, 101))
 
 
+async def test_an_entry_in_slices_leaves_the_loop_free_and_waits_for_room_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvserver.node import apply_queue
+
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr(apply_queue, "perf_counter", lambda: next(clock))
+    store = FakeStore()
+    slices: list[int] = []
+    answered: list[int] = []
+
+    def apply_slice(entry: Entry) -> bool:
+        slices.append(entry.index)
+        store.has_room = slices.count(2) != 3
+        return entry.index != 2 or slices.count(2) == 6
+
+    queue = ApplyQueue(
+        store=store,
+        apply_slice=apply_slice,
+        on_applied=lambda messages: answered.append(messages[0].index),
+        on_fatal=lambda error: pytest.fail(str(error)),
+    )
+    queue.submit(apply(entries(1, 4)))
+    assert slices == [1]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (slices, answered) == ([1, 2, 2, 2], [])
+    store.room.set()
+    await queue.wait_idle()
+    assert (slices, answered) == ([1, 2, 2, 2, 2, 2, 2, 3], [3])
+
+
 async def test_a_full_write_buffer_pauses_apply_until_there_is_room() -> None:
     store = FakeStore()
     applied: list[int] = []
 
-    def apply_entry(entry: Entry) -> None:
+    def apply_slice(entry: Entry) -> bool:
         applied.append(entry.index)
         store.has_room = entry.index != 2
+        return True
 
     queue = ApplyQueue(
-        store=store, apply_entry=apply_entry, on_applied=lambda messages: None, on_fatal=lambda error: pytest.fail(str(error))
+        store=store, apply_slice=apply_slice, on_applied=lambda messages: None, on_fatal=lambda error: pytest.fail(str(error))
     )
     queue.submit(apply(entries(1, 5)))
     await asyncio.sleep(0)
@@ -253,12 +284,13 @@ async def test_a_failing_apply_is_fatal_and_nothing_after_it_is_applied() -> Non
     applied: list[int] = []
     fatal: list[Exception] = []
 
-    def apply_entry(entry: Entry) -> None:
+    def apply_slice(entry: Entry) -> bool:
         if entry.index == 2:
             raise RuntimeError("not deterministic")
         applied.append(entry.index)
+        return True
 
-    queue = ApplyQueue(store=FakeStore(), apply_entry=apply_entry, on_applied=lambda messages: None, on_fatal=fatal.append)
+    queue = ApplyQueue(store=FakeStore(), apply_slice=apply_slice, on_applied=lambda messages: None, on_fatal=fatal.append)
     queue.submit(apply(entries(1, 4)))
     queue.submit(apply(entries(4, 6)))
     await queue.wait_idle()

@@ -93,6 +93,8 @@ def test_how_much_is_refused(space: Space, buffer_full: bool, expected: Refusal)
         (CommandKind.DELETE_RANGE, rpc_pb2.DeleteRangeRequest(key=b"k"), False),
         (CommandKind.COMPACT, rpc_pb2.CompactionRequest(revision=3), False),
         (CommandKind.ALARM, rpc_pb2.AlarmRequest(), False),
+        (CommandKind.LEASE_GRANT, rpc_pb2.LeaseGrantRequest(TTL=5), True),
+        (CommandKind.LEASE_REVOKE, rpc_pb2.LeaseRevokeRequest(ID=5), False),
         (CommandKind.TXN, rpc_pb2.TxnRequest(success=[DELETE]), False),
         (CommandKind.TXN, rpc_pb2.TxnRequest(success=[DELETE], failure=[PUT]), True),
         (CommandKind.TXN, rpc_pb2.TxnRequest(success=[NESTED]), True),

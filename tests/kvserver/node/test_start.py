@@ -165,17 +165,19 @@ async def test_a_write_that_was_held_back_is_refused_when_the_disk_is_full_by_th
             forwarded = Entry(index=Index(0), term=Term(0), type=EntryType.NORMAL, data=data)
             message = Message(type=MessageType.PROP, from_=NodeId(9), to=node.member_id, entries=(forwarded,))
             node._parts.handler.on_message(message, Index(0))
+            node.driver._run_turn()
             assert raw.last_index == last, "held"
+            assert node.forwarded.is_waiting
             if counter == 1:
                 node.space.note_store(OSError("full"))
                 behind_bytes = 0
-                node.inflow.release()
-                assert (raw.last_index, node.inflow.held_bytes) == (last, 0)
+                node.driver._run_turn()
+                assert (raw.last_index, node.forwarded.held_bytes) == (last, 0)
                 node.space.note_store(None)
                 node.space._note(SpaceEvent.STORE_FREE, "")
                 behind_bytes = config.max_uncommitted_bytes
         behind_bytes = 0
-        node.inflow.release()
+        node.driver._run_turn()
         assert raw.last_index == last + 1, "there is space again"
     finally:
         await node.stop()

@@ -30,6 +30,15 @@ def recovered(last: int) -> Recovered:
     )
 
 
+def test_large_values_do_not_pile_up_far_beyond_a_cap_of_few_entries() -> None:
+    loader = WindowLoader(Index(200), WindowLimits(max_entries=1))
+    peak_bytes = 0
+    for index in range(1, 201):
+        loader(Entry(index=Index(index), term=Term(1), data=bytes(MEBIBYTE)))
+        peak_bytes = max(peak_bytes, loader.held_bytes)
+    assert peak_bytes < 6 * MEBIBYTE
+
+
 def test_large_values_do_not_pile_up_far_beyond_the_byte_cap() -> None:
     loader = WindowLoader(Index(200), WindowLimits(max_bytes=8 * MEBIBYTE))
     value = bytes(MEBIBYTE)

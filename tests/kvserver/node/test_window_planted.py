@@ -23,7 +23,7 @@ from tests.kvserver.node.window_model import LIMITS, BrokenPromiseError, Model, 
 from tests.kvserver.node.window_plants import term_not_kept
 
 Patch = pytest.MonkeyPatch
-SEEDS: Final = 60
+SEEDS: Final = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,20 @@ def _ignores_outgoing_voters(patch: Patch) -> None:
         return [each for each in original(self) if each[0] in config.voters.incoming | config.learners]
 
     patch.setattr(RawNode, "progress", half)
+
+
+def _removed_peer_counts(patch: Patch) -> None:
+    """As it stood when the peer was last a member."""
+    original = RawNode.progress
+    seen: dict[tuple[Any, Any], Any] = {}
+
+    def remembering(self: Any) -> Any:
+        found = original(self)
+        seen.update({(self._state.tracker, each[0]): each for each in found})
+        return [each for (tracker, _), each in seen.items() if tracker is self._state.tracker]
+
+    patch.setattr(RawNode, "progress", remembering)
+    patch.setattr(PeerBook, "forget", lambda self, peer: self.unpin(peer))
 
 
 def _floor_moves_back(patch: Patch) -> None:
@@ -165,7 +179,9 @@ PLANTED: Final = (
         _deciding(lambda claims, situation, limits: (claims, situation, _huge(limits))),
         ("the caps are kept", NOBODY),
     ),
-    Planted("the cap is one too high", _cap_is_one_too_high, (ACTIVE, WAITED, BUDGET, PINS, "a follower", "the slack is left alone")),
+    Planted(
+        "the cap is one too high", _cap_is_one_too_high, (ACTIVE, WAITED, BUDGET, PINS, HOLDS, "a follower", "the slack is left alone")
+    ),
     Planted(
         "a follower drops too early", _deciding(lambda claims, situation, limits: (claims, _early(situation), limits)), ("a follower",)
     ),
@@ -186,6 +202,8 @@ PLANTED: Final = (
         (WAITED, ACTIVE, BUDGET),
     ),
     Planted("a silent voter has no budget", lambda patch: patch.setattr(compaction, "DOWN_MEMBER_BUDGET_S", 0.0), (BUDGET,)),
+    Planted("a silent voter's budget never ends", lambda patch: patch.setattr(compaction, "DOWN_MEMBER_BUDGET_S", 1e9), (NOBODY,)),
+    Planted("a removed peer's match counts", _removed_peer_counts, (NOBODY, PINS)),
     Planted("silent learners have a budget", _claiming(lambda claim: replace(claim, is_voter=True)), (NOBODY,)),
     Planted("the slack is ignored", _slack_ignored, ("the slack is left alone",)),
     Planted("nothing is worth dropping", _nothing_is_enough, (NOBODY,)),

@@ -65,7 +65,7 @@ STEPS: Final = (
         "hear",
         "wait",
     ),
-    *("want_snapshot", "want_snapshot", "copied", "delivered", "failed", "lead", "follow", "floor", "configure", "resend"),
+    *("want_snapshot", "want_snapshot", "copied", "delivered", "failed", "lead", "follow", "floor", "configure", "resend", "silence"),
 )
 
 Step = tuple[str, int, int]

@@ -11,7 +11,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from kvserver.api import Api, MethodName, StreamHandler, UnaryHandler
+from kvserver.api import Api, BidiHandler, MethodName, StreamHandler, UnaryHandler
 from kvserver.config import Url
 from kvserver.logs import Level, Logger
 from kvserver.metrics import Metrics
@@ -62,10 +62,18 @@ async def serve(lines: Lines) -> AsyncIterator[Serve]:
     async def start(
         unary: dict[MethodName, UnaryHandler] | None = None,
         server_streams: dict[MethodName, StreamHandler] | None = None,
+        bidi_streams: dict[MethodName, BidiHandler] | None = None,
         limits: GrpcLimits | None = None,
     ) -> Running:
         metrics = Metrics(version="test", process=False)
-        api = Api(unary=unary or {}, server_streams=server_streams or {}, health=None, probes=None, debug=None)  # type: ignore[arg-type]
+        api = Api(
+            unary=unary or {},
+            server_streams=server_streams or {},
+            bidi_streams=bidi_streams or {},
+            health=None,  # type: ignore[arg-type]
+            probes=None,  # type: ignore[arg-type]
+            debug=None,  # type: ignore[arg-type]
+        )
         server = GrpcServer(api, limits=limits or GrpcLimits(), metrics=metrics, logger=Logger(lines, level=Level.DEBUG))
         (url,) = await server.start([ANY_PORT])
         stack.push_async_callback(server.stop, 0.0)

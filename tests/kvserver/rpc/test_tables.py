@@ -28,8 +28,18 @@ CONTRACT = {
     },
     StatusCode.NOT_FOUND: {"requested lease not found"},
     StatusCode.RESOURCE_EXHAUSTED: {"mvcc: database space exceeded"},
-    StatusCode.FAILED_PRECONDITION: {"not leader", "rpc not supported for learner", "bad leader transferee"},
-    StatusCode.OUT_OF_RANGE: {"mvcc: required revision has been compacted", "mvcc: required revision is a future revision"},
+    StatusCode.FAILED_PRECONDITION: {
+        "lease already exists",
+        "not leader",
+        "not capable",
+        "rpc not supported for learner",
+        "bad leader transferee",
+    },
+    StatusCode.OUT_OF_RANGE: {
+        "mvcc: required revision has been compacted",
+        "mvcc: required revision is a future revision",
+        "too large lease TTL",
+    },
     StatusCode.UNAVAILABLE: {
         "no leader",
         "leader changed",
@@ -117,14 +127,20 @@ def test_every_handler_of_the_api_is_in_the_table() -> None:
         view=nothing,  # type: ignore[arg-type]
         reconfiguration=nothing,  # type: ignore[arg-type]
         snapshots=nothing,  # type: ignore[arg-type]
+        lease_times=nothing,  # type: ignore[arg-type]
         quota=nothing,  # type: ignore[arg-type]
         answers=nothing,  # type: ignore[arg-type]
         debug=nothing,  # type: ignore[arg-type]
+        hub=nothing,  # type: ignore[arg-type]
         clock=nothing,  # type: ignore[arg-type]
+        random=nothing,  # type: ignore[arg-type]
         max_request_bytes=1,
         max_txn_ops=1,
+        min_lease_ttl_s=2,
         request_timeout_s=1.0,
+        election_timeout_s=1.0,
     )
     kinds = {spec.name: spec.kind for spec in method_table()}
     assert {kinds[name] for name in api.unary} == {MethodKind.UNARY}
     assert {kinds[name] for name in api.server_streams} == {MethodKind.SERVER_STREAM}
+    assert {kinds[name] for name in api.bidi_streams} == {MethodKind.BIDI_STREAM}
