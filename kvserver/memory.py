@@ -91,16 +91,28 @@ class HeapTrimmer:
         self._looked_s, self._cpu_s = now_s, cpu_s
         if self._trim is None or not (is_quiet or now_s - self._trimmed_s >= BUSY_INTERVAL_S):
             return False
-        grown_bytes = anonymous_bytes() - self._anonymous_bytes
+        size_bytes = self._measure()
+        if size_bytes is None:
+            return False
+        grown_bytes = size_bytes - self._anonymous_bytes
         if grown_bytes < WORTH_BYTES or self._info().fordblks < WORTH_BYTES:
             self._anonymous_bytes += min(grown_bytes, 0)
             return False
         self._trim(0)
-        self._trimmed_s, self._anonymous_bytes = now_s, anonymous_bytes()
+        self._trimmed_s, self._anonymous_bytes = now_s, self._measure() or size_bytes
         return True
+
+    def _measure(self) -> int | None:
+        """The process's anonymous memory; None if /proc can't be read just now: the process has no file descriptor left. It is asked
+        again in a second, and nothing is worse for it meanwhile.
+        """
+        try:
+            return anonymous_bytes()
+        except OSError:
+            return None
 
 
 def anonymous_bytes() -> int:
-    """Resident memory of this process that no file backs. Raises OSError where there is no /proc."""
+    """Resident memory of this process that no file backs. Raises OSError where there is no /proc, or no file descriptor to read it."""
     _, resident, shared, *_ = map(int, _STATM.read_text().split())
     return (resident - shared) * mmap.PAGESIZE

@@ -17,6 +17,7 @@ import secrets
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 from typing import Final
 
@@ -29,12 +30,13 @@ from kvserver.logs import Logger, RareLine
 from kvserver.memory import HeapTrimmer
 from kvserver.metrics import Metrics
 from kvserver.node import DebugPages, Node, NodeStatus, RemovedError, StoreReader
+from kvserver.open_files import divide, raise_limit
 from kvserver.pb import rpc_pb2
-from kvserver.rpc import GrpcLimits, GrpcServer, HttpServer, build_http_app, check_free
+from kvserver.rpc import GrpcLimits, GrpcServer, HttpLimits, HttpServer, build_http_app, check_free
 from kvserver.types import Revision
 from kvserver.version import __version__
 from kvserver.watch import CatchUp
-from wal import Files, OsFiles
+from wal import DescriptorReserve, Files, OsFiles
 
 GRACE_S: Final = 0.3
 LAG_PROBE_S: Final = 0.1
@@ -70,11 +72,26 @@ class Server:
     """One member with its listeners."""
 
     def __init__(self, config: ServerConfig, *, log: Logger, files: Files | None = None) -> None:
-        self._config = config
+        """Raises `TooFewFilesError`."""
+        wanted_connections = config.max_connections
+        self._open_files = divide(raise_limit(), max_connections=config.max_connections)
+        self._config = config = replace(
+            config,
+            max_connections=self._open_files.clients,
+            max_http_connections=self._open_files.http,
+            max_peer_connections=self._open_files.peers,
+        )
         self._log = log
-        self._files = files or OsFiles()
+        self._files = files or OsFiles(DescriptorReserve())
         self._metrics = Metrics(version=ETCD_API_VERSION)
         self._stop_asked = asyncio.Event()
+        if config.max_connections < wanted_connections:
+            log.warning(
+                "fewer connections of clients than --max-connections allows: the process may not open more files (ulimit -n)",
+                max_connections=config.max_connections,
+                wanted=wanted_connections,
+                open_files=self._open_files.limit,
+            )
 
     def ask_stop(self, reason: str) -> None:
         """Begin an orderly stop."""
@@ -104,13 +121,17 @@ class Server:
         try:
             api = self._build_api(node)
             if config.http_urls:
-                http = HttpServer(build_http_app(api.probes, self._metrics, api.debug), logger=self._log)
+                limits = HttpLimits(max_connections=config.max_http_connections)
+                http = HttpServer(build_http_app(api.probes, self._metrics, api.debug), logger=self._log, limits=limits)
                 await http.start(config.http_urls)
             grpc = GrpcServer(api, limits=GrpcLimits.of(config), metrics=self._metrics, logger=self._log)
             writes, others = grpc.intake.writes, grpc.intake.others
             self._metrics.attach_gate("writes", writes)
             self._metrics.attach_gate("other_requests", others)
+            calls = grpc.calls
+            self._metrics.attach_calls(calls, max_connections=config.max_connections)
             node.holders["requests"] = lambda: writes.held_bytes + others.held_bytes
+            node.holders["calls"] = lambda: calls.held_bytes
             return await self._serve(node, grpc, api)
         finally:
             if api is not None:

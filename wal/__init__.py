@@ -23,6 +23,7 @@ from wal.history import HistoryGoneError, HistoryReader
 from wal.identity import read_metadata
 from wal.log import DEFAULT_SEGMENT_BYTES, Recovered, SegmentInfo, Wal
 from wal.reader import EntrySink
+from wal.reserve import DescriptorReserve
 from wal.writer import MAX_ENTRY_DATA_BYTES
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "WAY_OUT",
     "AppliedMismatchError",
     "DamagedError",
+    "DescriptorReserve",
     "EntrySink",
     "File",
     "Files",

@@ -14,11 +14,14 @@ from typing import ClassVar, Final
 
 from raft.types import Index, Term
 from wal.guides import WAY_OUT, guide
+from wal.reserve import OUT_OF_FILES_ERRNOS
 
 REPLACE_MEMBER: Final = f"Keep a copy of the directory, do not delete or edit single WAL files; then {WAY_OUT}."
 VERSION_OFFSET_BYTES: Final = 8
 """Where a segment's format version stands (the table is in segment.py)."""
 FREE_SPACE: Final = f"free space on its file system ({guide('disk-full')})"
+
+MORE_FILES: Final = "let the process open more files (ulimit -n) or lower --max-connections"
 
 
 class WalError(Exception):
@@ -61,6 +64,12 @@ class WalIOError(WalError):
         self.errno = cause.errno
 
 
+def _remedy(cause: BaseException | None) -> str:
+    """What to do about a failed write, at the beginning of a sentence."""
+    is_out_of_files = isinstance(cause, OSError) and cause.errno in OUT_OF_FILES_ERRNOS
+    return MORE_FILES[0].upper() + MORE_FILES[1:] if is_out_of_files else "Check the disk and its free space"
+
+
 class WalFailedError(WalError):
     """A write or a sync failed (now or earlier): what reached the disk is unknown, so this instance does nothing more.
 
@@ -72,13 +81,13 @@ class WalFailedError(WalError):
     def __init__(self, path: Path, cause: BaseException | None) -> None:
         super().__init__(
             f"{path}: a write or sync of the write-ahead log failed ({cause}); what reached the disk is unknown. Nothing more is"
-            " acknowledged. Check the disk and its free space, then restart the process: it proves the end of the log again."
+            f" acknowledged. {_remedy(cause)}, then restart the process: it proves the end of the log again."
         )
         self.path = path
 
 
 class WalNoSpaceError(WalError):
-    """There is no space for the next segment. What was saved is durable, the log is alive: make the same call again.
+    """There is no space, or no file descriptor, for the next segment. What was saved is durable, the log lives: make the same call again.
 
     `saved_entries` is how many of the entries that were being written are durable; None: all of them.
     """
@@ -86,9 +95,15 @@ class WalNoSpaceError(WalError):
     deterministic = False
 
     def __init__(self, path: Path, cause: OSError) -> None:
+        is_out_of_files = cause.errno in OUT_OF_FILES_ERRNOS
+        wanting = (
+            "there is no file descriptor for this write-ahead log segment"
+            if is_out_of_files
+            else "there is no space for this write-ahead log segment"
+        )
         super().__init__(
-            f"{path}: there is no space for this write-ahead log segment: {cause.strerror or cause}. Nothing is lost and nothing more is"
-            f" acknowledged; {FREE_SPACE}, and the log goes on by itself."
+            f"{path}: {wanting}: {cause.strerror or cause}. Nothing is lost and nothing more is acknowledged; "
+            f"{MORE_FILES if is_out_of_files else FREE_SPACE}, and the log goes on by itself."
         )
         self.path = path
         self.cause = cause

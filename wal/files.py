@@ -15,9 +15,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
+
+from wal.reserve import DescriptorReserve
+
+_T = TypeVar("_T")
 
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
@@ -180,21 +184,27 @@ class OsFile:
 
 
 class OsFiles:
-    """`Files` as the operating system has them."""
+    """`Files` as the operating system has them; with a reserve also when the process has no descriptor left."""
 
-    __slots__ = ()
+    __slots__ = ("_reserve",)
+
+    def __init__(self, reserve: DescriptorReserve | None = None) -> None:
+        self._reserve = reserve
+
+    def _opened(self, opening: Callable[[], _T]) -> _T:
+        return opening() if self._reserve is None else self._reserve.open(opening)
 
     def open(self, path: Path, *, writable: bool) -> File:
         """As `Files.open`."""
-        return OsFile(path, os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC))
+        return OsFile(path, self._opened(lambda: os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)))
 
     def create(self, path: Path) -> File:
         """As `Files.create`."""
-        return OsFile(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+        return OsFile(path, self._opened(lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)))
 
     def names(self, directory: Path) -> list[str]:
         """As `Files.names`."""
-        return os.listdir(directory)
+        return self._opened(lambda: os.listdir(directory))
 
     def is_directory(self, path: Path) -> bool:
         """As `Files.is_directory`."""
@@ -218,7 +228,7 @@ class OsFiles:
 
     def fsync_dir(self, directory: Path) -> None:
         """As `Files.fsync_dir`."""
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = self._opened(lambda: os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
             os.fsync(descriptor)
         finally:

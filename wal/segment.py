@@ -42,7 +42,7 @@ from wal.record import (
     read_record,
     record_bytes,
 )
-from wal.spare import NO_SPACE_ERRNOS, Spare, allocate
+from wal.spare import HELD_ERRNOS, Spare, allocate
 
 MAGIC: Final = b"KVWALSEG"
 FORMAT_VERSION: Final = 1
@@ -184,7 +184,9 @@ def create_segment(
     """
     path = directory / segment_name(header.sequence, header.first_index)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    if temporary.name in files.names(directory):
+    with _no_space(path):  # a list needs a descriptor, too
+        left_behind = temporary.name in files.names(directory)
+    if left_behind:
         files.remove(temporary)
     head, chain = start_segment(files.random_u32(), header, batch, previous_crc)
     size_bytes = max(size_bytes, len(head) + content_bytes + SEAL_BYTES)
@@ -239,11 +241,11 @@ def create_directory(files: Files, directory: Path, header: SegmentHeader, segme
 
 @contextmanager
 def _no_space(path: Path) -> Iterator[None]:
-    """Tell want of space from other failures, at a step that changes nothing when it fails."""
+    """Tell want of space, or of descriptors, from other failures, at a step that changes nothing when it fails."""
     try:
         yield
     except OSError as error:
-        if error.errno in NO_SPACE_ERRNOS:
+        if error.errno in HELD_ERRNOS:
             raise WalNoSpaceError(path, error) from error
         raise
 

@@ -4,9 +4,9 @@ Purpose: a member must still be able to vote, and to take the alarm that says so
 already on disk: a blank file under the name `spare`, which becomes the new segment's temporary file when one is cut or an open writes the
 last batch again. It is refilled behind the cut.
 
-Rules: want of space (ENOSPC, EDQUOT, EFBIG) is not an error of `refill`: there is then no spare, `is_ready` says so, and the owner of the
-log stops taking writes and calls `refill` again from time to time. Every other failure is raised. The spare is never written while it
-bears this name.
+Rules: want of space (ENOSPC, EDQUOT, EFBIG) or of file descriptors (EMFILE, ENFILE) is not an error of `refill`: there is then no spare,
+`is_ready` says so, and the owner of the log stops taking writes and calls `refill` again from time to time. Every other failure is raised.
+The spare is never written while it bears this name.
 
 Blankness: a segment must be zero behind its last record, or the reader would have to take the rest for damage. Preallocation gives zeros,
 but a file found under this name at a start may be anything: a segment that somebody moved there, a file restored from a backup. So what an
@@ -26,11 +26,14 @@ from pathlib import Path
 from typing import Final
 
 from wal.files import File, Files
+from wal.reserve import OUT_OF_FILES_ERRNOS
 
 SPARE_NAME: Final = "spare"
 BLOCK_BYTES: Final = 256 * 1024
 NO_SPACE_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The system's words for want of space: the disk is full, the user's quota is, or a file may not grow so large."""
+HELD_ERRNOS: Final = NO_SPACE_ERRNOS | OUT_OF_FILES_ERRNOS
+"""What passes by itself, or by the operator's hand, without harm to the log: it waits for that."""
 
 
 class Spare:
@@ -68,7 +71,7 @@ class Spare:
         try:
             file = self._files.create(self._path)
         except OSError as error:
-            if error.errno in NO_SPACE_ERRNOS:
+            if error.errno in HELD_ERRNOS:
                 return False
             raise
         try:
@@ -76,7 +79,7 @@ class Spare:
             file.fsync()
         except OSError as error:
             self._files.remove(self._path)
-            if error.errno in NO_SPACE_ERRNOS:
+            if error.errno in HELD_ERRNOS:
                 return False
             raise
         finally:
@@ -91,9 +94,14 @@ class Spare:
         An OSError leaves the spare as it is, and nothing at the path.
         """
         if self.is_ready and size_bytes <= self._size_bytes:
-            self._files.rename(self._path, path)
+            file = self._files.open(self._path, writable=True)
+            try:
+                self._files.rename(self._path, path)
+            except BaseException:
+                file.close()
+                raise
             self.is_ready = False
-            return self._files.open(path, writable=True)
+            return file
         return allocate(self._files, path, size_bytes)
 
 

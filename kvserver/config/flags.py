@@ -106,7 +106,13 @@ _USED: Final = (
     ),
     _member("max-request-bytes", ValueKind.SIZE, "1572864", "Largest request of a client."),
     _member("max-txn-ops", ValueKind.INT, "128", "Most operations in one transaction."),
-    _member("max-concurrent-streams", ValueKind.INT, "4294967295", "Most calls that one client connection may have open."),
+    _member(
+        "max-concurrent-streams",
+        ValueKind.INT,
+        "4294967295",
+        "Most calls that one client connection may have open; never more than --max-open-streams, half of --max-concurrent-requests or 100 "
+        "(the most of them). More wait in the client.",
+    ),
     _member("pre-vote", ValueKind.BOOL, "true", "Ask before an election, so that a returning member doesn't disturb the leader."),
     _member(
         "backend-batch-interval",
@@ -209,14 +215,26 @@ _USED: Final = (
         "Closed segments kept on disk, to feed members that are behind memory; 0 keeps and serves none.",
     ),
     _limit("wal-read-cache-bytes", ValueKind.SIZE, "8MiB", "Memory for entries read back from disk, for all members that are behind."),
-    _limit("max-concurrent-requests", ValueKind.INT, "4096", "Most calls being served at a time; more are refused."),
-    _limit("max-inflight-requests", ValueKind.INT, "4096", "Most writes waiting for the cluster at a time; more are refused."),
+    _limit("max-connections", ValueKind.INT, "4096", "Most connections of clients; fewer if the process may not open that many files."),
+    _limit(
+        "max-concurrent-requests",
+        ValueKind.INT,
+        "4096",
+        "Most unary calls being served at a time; more are refused with `too many requests`. gRPC holds twice as many before that; "
+        "of a burst that is even more it cuts calls off, as canceled.",
+    ),
+    _limit("max-open-streams", ValueKind.INT, "4096", "Most streaming calls open at a time; more are refused with `too many requests`."),
+    _limit(
+        "max-inflight-requests",
+        ValueKind.INT,
+        "4096",
+        "Most writes waiting for the cluster at a time; more: `too many requests`.",
+    ),
     _limit(
         "max-inflight-bytes",
         ValueKind.SIZE,
         "16MiB",
-        "Most bytes of writes being received or waiting for the cluster; more wait. "
-        "Below 8MiB they are received one at a time, below 4MiB each goes alone.",
+        "Most bytes of writes being received or waiting for the cluster; more wait. Below 4MiB they are received one at a time.",
     ),
     _limit(
         "max-answer-bytes",
@@ -229,7 +247,8 @@ _USED: Final = (
         ValueKind.SIZE,
         "64MiB",
         "Most bytes of entries that a leader holds uncommitted, or any member committed and not yet applied; more wait. "
-        "As much of what other members forward may wait on a leader; each keeps what is beyond its share.",
+        "As much of what other members forward may wait on a leader; each keeps what is beyond its share. "
+        "By default at least --max-inflight-bytes for each member of --initial-cluster.",
     ),
     _limit(
         "watch-stream-bytes",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kvserver.config.budget import BUDGET_WINDOW_BYTES, other_members, peer_frame_bytes, peer_receive_bytes
 from kvserver.config.errors import ConfigError
 from kvserver.config.urls import ClusterMember, Url, format_urls
 
@@ -87,6 +88,10 @@ class ServerConfig:
     max_txn_ops: int = 128
     max_concurrent_streams: int = 2**32 - 1
     max_concurrent_requests: int = 4096
+    max_open_streams: int = 4096
+    max_connections: int = 4096
+    max_http_connections: int = 256
+    max_peer_connections: int = 256
     max_inflight_requests: int = 4096
     max_inflight_bytes: int = 16 * _MIB
     max_answer_bytes: int = 16 * _MIB
@@ -149,6 +154,30 @@ class ServerConfig:
     def receive_limit_bytes(self) -> int:
         """The largest message that is received at all."""
         return self.max_request_bytes + RECEIVE_HEADROOM_BYTES
+
+    @property
+    def peer_frame_bytes(self) -> int:
+        """The largest frame that is received from another member: with a budget what it counts with, otherwise 16 MiB or more."""
+        if self.memory_budget_bytes:
+            return peer_frame_bytes(self.receive_limit_bytes)
+        return max(16 * _MIB, 4 * self.max_request_bytes)
+
+    @property
+    def calls_per_connection(self) -> int:
+        """How many calls one connection may have open, whatever `max_concurrent_streams` says: all streams, half of the others, or 100."""
+        return max(100, self.max_open_streams, self.max_concurrent_requests // 2)
+
+    @property
+    def stream_window_bytes(self) -> int:
+        """What a client may send ahead on one call: less with a budget, as it is a part of what a waiting call costs."""
+        return BUDGET_WINDOW_BYTES if self.memory_budget_bytes else 16 * 1024
+
+    def beyond_budget_bytes(self, peers: int) -> int:
+        """By how much a cluster with so many other members exceeds what `--memory-budget` counted with; 0 if it doesn't."""
+        more = peers - other_members(self.initial_cluster)
+        if not self.memory_budget_bytes or more <= 0:
+            return 0
+        return more * (self.peer_queue_bytes + peer_receive_bytes(self.receive_limit_bytes))
 
     @property
     def http_urls(self) -> tuple[Url, ...]:
@@ -235,6 +264,8 @@ class ServerConfig:
         _check_range("max-txn-ops", self.max_txn_ops, 1, 1 << 20)
         _check_range("max-concurrent-streams", self.max_concurrent_streams, 1, 2**32 - 1)
         _check_range("max-concurrent-requests", self.max_concurrent_requests, 1, 1 << 20)
+        _check_range("max-open-streams", self.max_open_streams, 1, 1 << 20)
+        _check_range("max-connections", self.max_connections, 1, 1 << 20)
         _check_range("max-inflight-requests", self.max_inflight_requests, 1, 1 << 20)
         _check_range("max-inflight-bytes", self.max_inflight_bytes, self.max_request_bytes + RECEIVE_HEADROOM_BYTES, 1 << 36)
         _check_range("max-answer-bytes", self.max_answer_bytes, _MIB, 1 << 36)
@@ -252,7 +283,7 @@ class ServerConfig:
 
 
 def limits_in_force(config: ServerConfig) -> dict[str, int]:
-    """The limits in bytes that `--memory-budget` stands for, as they are in force: for the log at the start."""
+    """The limits that `--memory-budget` stands for, as they are in force: for the log at the start."""
     return {
         "memory_budget_bytes": config.memory_budget_bytes,
         "log_window_bytes": config.log_window.max_bytes,
@@ -263,4 +294,7 @@ def limits_in_force(config: ServerConfig) -> dict[str, int]:
         "backend_buffer_bytes": config.backend_buffer_bytes,
         "peer_queue_bytes": config.peer_queue_bytes,
         "wal_read_cache_bytes": config.wal_read_cache_bytes,
+        "max_connections": config.max_connections,
+        "max_concurrent_requests": config.max_concurrent_requests,
+        "max_open_streams": config.max_open_streams,
     }

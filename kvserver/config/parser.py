@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from kvserver.config.budget import derive, other_request_bytes
+from kvserver.config.budget import calls_bytes, derive, other_members
 from kvserver.config.errors import ConfigError, UsageError, ValueSyntaxError
 from kvserver.config.flags import FLAGS, Flag, Treatment, environment_name, flag_named
 from kvserver.config.model import ETCD_API_VERSION, RECEIVE_HEADROOM_BYTES, LogWindowConfig, ServerConfig, check_window_entries
@@ -219,6 +219,7 @@ def _build(values: dict[str, Any], warnings: list[str]) -> ServerConfig:
             fields[flag.field] = value
     _derive(fields)
     warnings.extend(_apply_budget(fields, window))
+    _provide_for_all_members(fields)
     return ServerConfig(**fields, log_window=LogWindowConfig(**window))
 
 
@@ -238,36 +239,55 @@ def _derive(fields: dict[str, Any]) -> None:
         fields["initial_cluster"] = (ClusterMember(name=name, peer_urls=tuple(sorted(urls))),)
 
 
+def _provide_for_all_members(fields: dict[str, Any]) -> None:
+    """Let the leader's uncommitted tail hold what the clients of all members may have under way, unless it was given."""
+    defaults = ServerConfig.__dataclass_fields__
+    members = len({member.name for member in fields["initial_cluster"]})
+    wanted_bytes = members * fields.get("max_inflight_bytes", defaults["max_inflight_bytes"].default)
+    if wanted_bytes > defaults["max_uncommitted_bytes"].default:
+        fields.setdefault("max_uncommitted_bytes", wanted_bytes)
+
+
+def _calls_bytes(fields: Mapping[str, Any]) -> int:
+    """What the calls and connections cost that are allowed."""
+    return calls_bytes(
+        connections=fields["max_connections"], requests=fields["max_concurrent_requests"], streams=fields["max_open_streams"]
+    )
+
+
 def _apply_budget(fields: dict[str, Any], window: dict[str, Any]) -> list[str]:
     """Fill in the limits that follow from `--memory-budget` and were not given; returns a warning if those that were given break it."""
     budget_bytes = fields.get("memory_budget_bytes", 0)
     if not budget_bytes:
         return []
     request_bytes = fields.get("max_request_bytes", ServerConfig.__dataclass_fields__["max_request_bytes"].default)
-    peers = len({member.name for member in fields["initial_cluster"]}) - 1
+    peers = other_members(fields["initial_cluster"])
     budget = derive(budget_bytes, receive_limit_bytes=request_bytes + RECEIVE_HEADROOM_BYTES, peers=peers)
     window.setdefault("max_bytes", budget.log_window_bytes)
-    for field, limit_bytes in (
-        ("max_inflight_bytes", budget.inflight_bytes),
+    fields.setdefault("max_inflight_bytes", budget.inflight_bytes)
+    fields.setdefault("max_uncommitted_bytes", max(budget.uncommitted_bytes, (peers + 1) * fields["max_inflight_bytes"]))
+    for field, limit in (
         ("max_answer_bytes", budget.answer_bytes),
         ("watch_buffer_bytes", budget.watch_bytes),
-        ("max_uncommitted_bytes", budget.uncommitted_bytes),
         ("backend_buffer_bytes", budget.backend_buffer_bytes),
         ("peer_queue_bytes", budget.peer_queue_bytes),
         ("wal_read_cache_bytes", budget.wal_read_cache_bytes),
+        ("max_connections", budget.connections),
+        ("max_concurrent_requests", budget.requests),
+        ("max_open_streams", budget.streams),
     ):
-        fields.setdefault(field, limit_bytes)
+        fields.setdefault(field, limit)
     in_force = replace(
         budget,
         log_window_bytes=window["max_bytes"],
         inflight_bytes=fields["max_inflight_bytes"],
-        other_request_bytes=other_request_bytes(fields["max_inflight_bytes"], request_bytes + RECEIVE_HEADROOM_BYTES),
         answer_bytes=fields["max_answer_bytes"],
         watch_bytes=fields["watch_buffer_bytes"],
         uncommitted_bytes=fields["max_uncommitted_bytes"],
         backend_buffer_bytes=fields["backend_buffer_bytes"],
         peer_queue_bytes=fields["peer_queue_bytes"],
         wal_read_cache_bytes=fields["wal_read_cache_bytes"],
+        calls_bytes=max(budget.calls_bytes, _calls_bytes(fields)),
     )
     if in_force.sum_bytes <= budget_bytes:
         return []

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from kvserver.metrics.instruments import LatencyHistogram
 from kvserver.metrics.process import process_memory
-from kvserver.metrics.states import GateSource, LogWindowState, NodeState, PeerState, SpaceState
+from kvserver.metrics.states import CallsSource, GateSource, LogWindowState, NodeState, PeerState, SpaceState
 
 __all__ = ["counter", "gate_families", "gauge", "histogram", "node_families", "process_memory_families"]
 
@@ -146,6 +146,17 @@ def gate_families(gates: Mapping[str, GateSource]) -> Iterator[Metric]:
         waited.add_metric([name], gate.waited)
         refused.add_metric([name], gate.refused)
     yield from (held, bound, waiting, waited, refused)
+
+
+def call_families(calls: CallsSource, max_connections: int) -> Iterator[Metric]:
+    """Calls that are being served, and how many may be; connections are known by their bound only (`process_open_fds` has them)."""
+    bound = GaugeMetricFamily("kvserver_calls_max", "Most calls being served at a time; more are refused.", labels=["kind"])
+    refused = CounterMetricFamily("kvserver_calls_refused", "Calls refused because too many were being served.", labels=["kind"])
+    for kind, count in (("unary", calls.unary), ("stream", calls.streams)):
+        bound.add_metric([kind], count.max_open)
+        refused.add_metric([kind], count.refused)
+    yield from (bound, refused)
+    yield gauge("kvserver_connections_max", "Most connections of clients; more are closed at once.", max_connections)
 
 
 def process_memory_families() -> Iterator[Metric]:

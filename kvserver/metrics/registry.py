@@ -19,6 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from kvserver.metrics.families import (
+    call_families,
     counter,
     gate_families,
     gauge,
@@ -28,7 +29,7 @@ from kvserver.metrics.families import (
     process_memory_families,
 )
 from kvserver.metrics.instruments import DISK_BUCKETS_S, REQUEST_BUCKETS_S, CheckProgress, Counter, LatencyHistogram
-from kvserver.metrics.states import GateSource, NodeSource
+from kvserver.metrics.states import CallsSource, GateSource, NodeSource
 from kvserver.metrics.watch import WatchSource, watch_families
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "RpcMetrics"]
@@ -97,6 +98,7 @@ class Metrics(Collector):
         self._rpcs: list[RpcMetrics] = []
         self._node: NodeSource | None = None
         self._gates: dict[str, GateSource] = {}
+        self._calls: tuple[CallsSource, int] | None = None
         self._watch: WatchSource | None = None
         self._process = process
         self.registry = CollectorRegistry(auto_describe=False)
@@ -111,6 +113,10 @@ class Metrics(Collector):
     def attach_gate(self, name: str, source: GateSource) -> None:
         """From now on a scrape also shows this gate."""
         self._gates[name] = source
+
+    def attach_calls(self, source: CallsSource, *, max_connections: int) -> None:
+        """From now on a scrape also shows how many calls and connections there may be."""
+        self._calls = (source, max_connections)
 
     def attach_watch(self, source: WatchSource) -> None:
         """From now on a scrape also shows the watchers."""
@@ -143,6 +149,8 @@ class Metrics(Collector):
             yield from process_memory_families()
         if self._gates:
             yield from gate_families(self._gates)
+        if self._calls is not None:
+            yield from call_families(*self._calls)
         if self._watch is not None:
             yield from watch_families(self._watch)
         if self._node is not None:

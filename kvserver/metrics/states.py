@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from kvserver.metrics.instruments import LatencyHistogram
 from kvserver.types import Index, NodeId, Revision
 
-__all__ = ["GateSource", "LogWindowState", "NodeSource", "NodeState", "PeerState"]
+__all__ = ["CallCountSource", "CallsSource", "GateSource", "LogWindowState", "NodeSource", "NodeState", "PeerState"]
 
 _FIRST: Final = Index(1)
 _NONE: Final = Index(0)
@@ -106,6 +106,26 @@ class GateSource(Protocol):
     def waited(self) -> int: ...
     @property
     def refused(self) -> int: ...
+
+
+class CallCountSource(Protocol):
+    """Calls of one kind: how many are open, how many may be, and how many were refused since the start."""
+
+    @property
+    def open(self) -> int: ...
+    @property
+    def max_open(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
+
+
+class CallsSource(Protocol):
+    """Unary calls and streams."""
+
+    @property
+    def unary(self) -> CallCountSource: ...
+    @property
+    def streams(self) -> CallCountSource: ...
 
 
 class NodeSource(Protocol):

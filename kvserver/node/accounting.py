@@ -37,8 +37,9 @@ OWNERS: Final = (
     "watch",
     "requests",
     "answers",
+    "calls",
 )
-"""Every owner, in the order in which they are shown. The last two belong to rooms above this one, which tell the node (`Node.holders`)."""
+"""Every owner, in the order in which they are shown. The last three belong to rooms above, which tell the node (`Node.holders`)."""
 
 
 def accounted_bytes(node: Node) -> dict[str, int]:
@@ -59,6 +60,7 @@ def accounted_bytes(node: Node) -> dict[str, int]:
         node.watch.held_bytes,
         _told(node.holders, "requests"),
         _told(node.holders, "answers"),
+        _told(node.holders, "calls"),
     )
     return dict(zip(OWNERS, figures, strict=True))
 

@@ -68,8 +68,8 @@ MAX_SIZE_PER_MSG_BYTES: Final = 1 << 20
 MAX_COMMITTED_SIZE_BYTES: Final = 4 << 20
 COMMIT_BYTES: Final = 4 << 20
 MAX_INFLIGHT_MSGS: Final = 256
-MAX_WAITING_READS: Final = 100_000
-MIN_PEER_FRAME_BYTES: Final = 16 << 20
+PROBES_WAITING: Final = 256
+"""Reads that wait and are nobody's call: those of health checks."""
 PROPOSALS_PER_REQUEST_BYTES: Final = 2
 """Clients' requests wait for room before they come here (rpc.intake), so this bound is for what doesn't come that way; an entry is a little
 larger than its request."""
@@ -223,7 +223,7 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
     proposals = notices.proposals = _make_proposals(ground, driver, incarnation, window)
     inflow = handler.inflow = _make_inflow(ground, driver)
     forwarded.is_blocked = lambda: inflow.is_full
-    reads = Reads(sink=driver, incarnation=incarnation, max_waiting=MAX_WAITING_READS)
+    reads = Reads(sink=driver, incarnation=incarnation, max_waiting=ground.config.max_concurrent_requests + PROBES_WAITING)
     apply_queue = _make_apply_queue(ground, events, driver, proposals, inflow)
     append_queue = _make_append_queue(ground, events, driver, worker, apply_queue, storage)
     return Parts(
@@ -335,7 +335,8 @@ def _make_transport(
         random=random,
         options=TransportOptions(
             outbox=OutboxLimits(bulk_size_bytes=ground.config.peer_queue_bytes),
-            max_frame_size_bytes=max(MIN_PEER_FRAME_BYTES, 4 * ground.config.max_request_bytes),
+            max_frame_size_bytes=ground.config.peer_frame_bytes,
+            max_accepted_connections=ground.config.max_peer_connections,
         ),
     )
 

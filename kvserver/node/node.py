@@ -91,6 +91,7 @@ class Node:
         self.releaser = parts.releaser
         self.apply_queue = parts.apply_queue
         self.inflow = parts.inflow
+        self._beyond_budget_bytes = 0
         self.forwarded = parts.forwarded
         self.holders: dict[str, Callable[[], int]] = {}  # what rooms above hold, by owner (accounting.py)
         self.backups = parts.backups
@@ -314,9 +315,23 @@ class Node:
     def note_membership(self, membership: Membership) -> None:
         """A change of the members was applied."""
         self._follow_members()
+        self._check_budget(membership)
         if self.member_id in membership.removed_ids:
             # Not at once: the others still have to hear that the entry is committed.
             self._loop.call_later(self.config.election_timeout_s, self.fail, RemovedError(self.member_id))
+
+    def _check_budget(self, membership: Membership) -> None:
+        """Say so when the cluster has grown beyond what `--memory-budget` counted with: each member costs a queue and what it sends."""
+        peers = len(membership.members) - 1
+        beyond_bytes = self.config.beyond_budget_bytes(peers)
+        if beyond_bytes > self._beyond_budget_bytes:
+            self._log.warning(
+                "the cluster has more members than --memory-budget counted with: name them in --initial-cluster, or raise it",
+                peers=peers,
+                memory_budget_bytes=self.config.memory_budget_bytes,
+                beyond_bytes=beyond_bytes,
+            )
+        self._beyond_budget_bytes = beyond_bytes
 
     def note_alarms(self, alarms: Alarms) -> None:
         """An alarm was raised or disarmed."""

@@ -30,7 +30,7 @@ from kvserver.types import NodeId
 from raft.messages import Message
 from raft.types import Index
 
-BACK_LIMITS: Final = OutboxLimits(bulk_size_bytes=4 * 1024 * 1024, bulk_frames=256, urgent_size_bytes=1024 * 1024, urgent_frames=1024)
+BACK_LIMITS: Final = OutboxLimits(bulk_size_bytes=512 * 1024, bulk_frames=256, urgent_size_bytes=256 * 1024, urgent_frames=1024)
 """Answers and pongs that the peer has not read yet; all requests' errors together fit."""
 
 

@@ -27,9 +27,9 @@ from kvserver.peer.errors import FrameError
 from kvserver.peer.frames import Frame, FrameType, encode_frame
 from kvserver.peer.outbox import OutFrame, out_frame
 
-MAX_PAYLOAD_SIZE_BYTES: Final = 1024 * 1024
+MAX_PAYLOAD_SIZE_BYTES: Final = 128 * 1024
 MAX_REQUESTS: Final = 256
-MAX_REQUESTS_SIZE_BYTES: Final = 4 * 1024 * 1024
+MAX_REQUESTS_SIZE_BYTES: Final = 512 * 1024
 """Payloads of unanswered requests together, per peer and direction."""
 
 MAX_REQUEST_TIMEOUT_S: Final = 60.0

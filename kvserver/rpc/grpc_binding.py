@@ -6,6 +6,7 @@ into a status.
 Rules
 - grpcio moves bytes, decoding happens here: the size of a request is known before it is decoded, and one that does not decode is our
   refusal, not grpcio's traceback.
+- A call without a place (calls.py) is refused before anything is received.
 - A message is asked for when there is room for it (intake.py), and held in one form at a time: what is decoded, encoded or handed over
   is let go of at once.
 - What a handler does not ask for costs nothing: metadata, peer and deadline are read from grpcio on demand.
@@ -32,9 +33,10 @@ from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 
 from kvserver.api import Api, BidiHandler, StreamHandler, UnaryHandler
-from kvserver.errors import RequestError, UnimplementedError
+from kvserver.errors import RequestError, TooManyRequestsError, UnimplementedError
 from kvserver.logs import Logger
 from kvserver.metrics import Metrics, RpcMetrics
+from kvserver.rpc.calls import Calls
 from kvserver.rpc.client_socket import ClientSocket, find_client_socket
 from kvserver.rpc.errors import GO_NAMES, INTERNAL_MESSAGE, oversized_message, status_of
 from kvserver.rpc.intake import Intake, NoMessageError
@@ -114,6 +116,7 @@ class _Binding:
 
     receive_limit_bytes: int
     intake: Intake
+    calls: Calls
     logger: Logger
 
     def decode(self, spec: MethodSpec, raw: bytes) -> Message:
@@ -152,15 +155,16 @@ class _RefusedError(Exception):
 
 
 def bind_methods(
-    api: Api, *, metrics: Metrics, logger: Logger, receive_limit_bytes: int, intake: Intake
+    api: Api, *, metrics: Metrics, logger: Logger, receive_limit_bytes: int, intake: Intake, calls: Calls
 ) -> tuple[grpc.GenericRpcHandler, ...]:
     """Handlers for every method of the contract; those that `api` does not serve answer Unimplemented.
 
     Args:
         receive_limit_bytes: the largest request that is decoded.
         intake: what requests pass before they are received.
+        calls: how many are served at a time.
     """
-    binding = _Binding(receive_limit_bytes=receive_limit_bytes, intake=intake, logger=logger)
+    binding = _Binding(receive_limit_bytes=receive_limit_bytes, intake=intake, calls=calls, logger=logger)
     services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for spec in method_table():
         counted = metrics.rpc(service=spec.service, method=spec.method, kind=spec.kind.value)
@@ -186,11 +190,14 @@ def _handler(spec: MethodSpec, api: Api, counted: RpcMetrics, binding: _Binding)
 def _serve_unary(
     spec: MethodSpec, handler: UnaryHandler, counted: RpcMetrics, binding: _Binding
 ) -> Callable[[object, _Context], Awaitable[bytes]]:
-    lane = binding.intake.lane(spec.name)
+    lane, places = binding.intake.lane(spec.name), binding.calls.unary
 
     async def serve(_: object, context: _Context) -> bytes:
         started_s = monotonic()
         counted.started += 1
+        if not places.begin():
+            counted.note_handled(binding.fail(spec, context, TooManyRequestsError()), 0.0)
+            return b""
         held_bytes = 0
         outcome = _CANCELED
         try:
@@ -207,6 +214,7 @@ def _serve_unary(
             outcome = binding.fail(spec, context, error)
             return b""
         finally:
+            places.end()
             lane.gate.give(held_bytes)
             counted.note_handled(outcome, monotonic() - started_s)
         return encoded
@@ -217,11 +225,14 @@ def _serve_unary(
 def _serve_stream(
     spec: MethodSpec, handler: StreamHandler, counted: RpcMetrics, binding: _Binding
 ) -> Callable[[object, _Context], Awaitable[None]]:
-    lane = binding.intake.lane(spec.name)
+    lane, places = binding.intake.lane(spec.name), binding.calls.streams
 
     async def serve(_: object, context: _Context) -> None:
         started_s = monotonic()
         counted.started += 1
+        if not places.begin():
+            counted.note_handled(binding.fail(spec, context, TooManyRequestsError()), 0.0)
+            return
         held_bytes = 0
         outcome = _CANCELED
         task = asyncio.current_task()
@@ -246,6 +257,7 @@ def _serve_stream(
         except Exception as error:  # noqa: BLE001 - the edge, as above
             outcome = binding.fail(spec, context, error)
         finally:
+            places.end()
             lane.gate.give(held_bytes)
             counted.note_handled(outcome, monotonic() - started_s)
 
@@ -255,9 +267,14 @@ def _serve_stream(
 def _serve_bidi(
     spec: MethodSpec, handler: BidiHandler, counted: RpcMetrics, binding: _Binding
 ) -> Callable[[object, _Context], Awaitable[None]]:
+    places = binding.calls.streams
+
     async def serve(_: object, context: _Context) -> None:
         started_s = monotonic()
         counted.started += 1
+        if not places.begin():
+            counted.note_handled(binding.fail(spec, context, TooManyRequestsError()), 0.0)
+            return
         outcome = _CANCELED
         task = asyncio.current_task()
         assert task is not None
@@ -276,6 +293,7 @@ def _serve_bidi(
         except Exception as error:  # noqa: BLE001 - the edge, as above
             outcome = binding.fail(spec, context, error)
         finally:
+            places.end()
             counted.note_handled(outcome, monotonic() - started_s)
 
     return serve

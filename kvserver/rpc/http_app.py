@@ -1,7 +1,8 @@
 """The HTTP endpoints: /health, /livez, /readyz, /version, /metrics, /debug/raft.
 
 Rules: GET (and HEAD, where starlette adds it) only; any other method is 405 with `Allow`, any other path 404. An unhealthy member answers
-503 with the reason in the body, because that is what probes look at. No endpoint changes anything.
+503 with the reason in the body, because that is what probes look at. No endpoint changes anything. The metrics and the raft page cost
+milliseconds of the loop each: they are made at most every `SHARED_S`, for everybody who has asked by then (shared_page.py).
 
 Source: etcd's HTTP endpoints for paths, queries and bodies; /debug/raft is our own. Deviation: /health is served as application/json, which
 it is.
@@ -10,6 +11,7 @@ it is.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,8 +21,11 @@ from starlette.routing import Route
 from kvserver.api import DebugSource, HealthReport, Probes, encode_page
 from kvserver.config import ETCD_API_VERSION
 from kvserver.metrics import CONTENT_TYPE_LATEST, Metrics
+from kvserver.rpc.shared_page import SharedPage
 
 __all__ = ["build_http_app"]
+
+SHARED_S: Final = 0.1
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -44,8 +49,9 @@ def build_http_app(probes: Probes, metrics: Metrics, debug: DebugSource) -> Star
 class _Endpoints:
     def __init__(self, probes: Probes, metrics: Metrics, debug: DebugSource) -> None:
         self._probes = probes
-        self._metrics = metrics
-        self._debug = debug
+        self._metrics = SharedPage(metrics.render, interval_s=SHARED_S)
+        self._raft = SharedPage(lambda: encode_page(debug.raft_page()), interval_s=SHARED_S)
+        self._success, self._failures = metrics.health_success, metrics.health_failures
 
     async def health(self, request: Request) -> Response:
         query = request.query_params
@@ -67,10 +73,10 @@ class _Endpoints:
         return JSONResponse({"etcdserver": ETCD_API_VERSION, "etcdcluster": ETCD_API_VERSION})
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(await self._metrics.current(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def debug_raft(self, request: Request) -> Response:
-        return Response(encode_page(self._debug.raft_page()), media_type="application/json")
+        return Response(await self._raft.current(), media_type="application/json")
 
     def _checks(self, request: Request, report: HealthReport) -> Response:
         self._count(report)
@@ -81,5 +87,5 @@ class _Endpoints:
         return PlainTextResponse("\n".join(lines) + "\n", status_code=200 if report.healthy else 503)
 
     def _count(self, report: HealthReport) -> None:
-        counter = self._metrics.health_success if report.healthy else self._metrics.health_failures
+        counter = self._success if report.healthy else self._failures
         counter.add()

@@ -4,7 +4,8 @@ Purpose: serve an ASGI application inside our loop. uvicorn's `Server` brings si
 of its own; its protocol class needs none of them.
 
 Limits (`HttpLimits`; a client beyond them is disconnected): the size of a request line with its headers, the time until they are complete,
-the connections at a time. Bodies are never kept beyond uvicorn's 64 KiB window, because no endpoint takes one.
+the requests sent ahead of their answers, the connections at a time. Bodies are never kept beyond uvicorn's 64 KiB window, because no
+endpoint takes one.
 
 Rules: nothing that a client sends is logged above debug; an exception in the application is logged by uvicorn's error logger, which
 `StdlibBridge` carries to ours.
@@ -31,12 +32,13 @@ __all__ = ["HttpLimits", "HttpServer"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpLimits:
-    """What a client may take: `first_request_timeout_s` from the connection to the end of the first request's headers,
-    `next_request_timeout_s` from an answer to the end of the next one's.
+    """What a client may take: `max_pipelined` requests that wait for the answers to those before them, `first_request_timeout_s` from the
+    connection to the end of the first request's headers, `next_request_timeout_s` from an answer to the end of the next one's.
     """
 
     max_head_bytes: int = 32 * 1024
     max_connections: int = 256
+    max_pipelined: int = 8
     first_request_timeout_s: float = 10.0
     next_request_timeout_s: float = 75.0
 
@@ -73,7 +75,12 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_bytes = 0
         self._disarm()
+        if self.transport.is_closing():
+            return  # the rest of what came in one piece
         super().on_headers_complete()
+        if len(self.pipeline) > self._limits.max_pipelined:
+            self.pipeline.clear()
+            self.transport.abort()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

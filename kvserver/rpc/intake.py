@@ -6,8 +6,8 @@ there is no difference): a call that was not admitted has only what HTTP/2's win
 (`GrpcLimits.stream_window_bytes`).
 
 Rules
-- How large a message is becomes known when it has arrived. Until then a write counts as the largest message that grpcio takes; then as what
-  it is, until the call is answered.
+- How large a message is becomes known when it has arrived. Until then a write counts as the largest request; then as what it is, until the
+  call is answered. One that is larger than any request counts as what it is, too, and is refused in the same turn of the loop.
 - Writes have a lane of their own: while they wait for a slow disk, reads, status and health still come in, through the other one.
 - No other request is large. Until it has arrived it counts as one of `OTHERS_AT_A_TIME` parts of their gate (a 16th of the largest message
   at least); one that turns out larger passes if there is room at once, and is otherwise let go of with `too many requests`: waiting with
@@ -16,12 +16,14 @@ Rules
   wait: `too many requests`.
 - A client that has not sent its message within `PATIENCE_S` is cut off if others wait, the longest first and no more than wait. While more
   than half of the gate is kept for messages on their way, patience is divided among those who wait, down to `LEAST_PATIENCE_S`. A
-  connection that was cut off so has `SUSPECT_PATIENCE_S` for its next calls, until a message comes from it or nobody waits.
+  connection that was cut off so has `SUSPECT_PATIENCE_S` for its next calls, until a message comes from it or nobody waits. So many
+  connections are remembered at most, the latest: `MOST_SUSPECTS`.
 - A small message is here already when it is asked for (it fits into the window): only the silent and the large make anybody wait.
 
 Caveats: how much of a message has come can't be seen through grpc.aio: a client that sends a large write over a slow link looks like one
 that sends nothing, and is cut off like one if others wait. A hostile client can make grpcio receive `OTHERS_AT_A_TIME` largest messages at
-a time that are no writes; they are let go of one by one. Silent calls on many connections delay writes by a second for each gateful.
+a time that are no writes; they are let go of one by one. How many that may be is the reason why they are few. Silent calls on many
+connections delay writes by a second for each gateful.
 
 Source: RFC 9113, 5.2 (flow control); grpc's aio server, which asks for a streamed message when its handler does.
 """
@@ -40,8 +42,9 @@ __all__ = ["LEAST_PATIENCE_S", "OTHERS_AT_A_TIME", "PATIENCE_S", "SUSPECT_PATIEN
 
 PATIENCE_S: Final = 5.0
 LEAST_PATIENCE_S: Final = 1.0
-SUSPECT_PATIENCE_S: Final = 0.2
-OTHERS_AT_A_TIME: Final = 32
+SUSPECT_PATIENCE_S: Final = 0.05
+OTHERS_AT_A_TIME: Final = 8
+MOST_SUSPECTS: Final = 1024
 
 _LOOK_S: Final = 0.05
 _WRITES: Final = frozenset({("KV", "Put"), ("KV", "DeleteRange"), ("KV", "Txn")})
@@ -59,7 +62,7 @@ class Intake:
     Args:
         writes: the gate of writes.
         others: the gate of all other requests.
-        message_bytes: the largest message that grpcio takes.
+        message_bytes: the largest request; grpcio takes larger ones (grpc_binding.py), which are refused.
         wait_s: how long a call waits for room at most.
         patience_s: for tests.
     """
@@ -70,8 +73,8 @@ class Intake:
         self.writes = writes
         self.others = others
         other_bytes = min(message_bytes, max(message_bytes // 16, others.max_bytes // OTHERS_AT_A_TIME))
-        self._write_lane = Lane(writes, room_bytes=message_bytes, wait_s=wait_s, patience_s=patience_s)
-        self._other_lane = Lane(others, room_bytes=other_bytes, wait_s=wait_s, patience_s=patience_s)
+        self._write_lane = Lane(writes, room_bytes=message_bytes, limit_bytes=message_bytes, wait_s=wait_s, patience_s=patience_s)
+        self._other_lane = Lane(others, room_bytes=other_bytes, limit_bytes=message_bytes, wait_s=wait_s, patience_s=patience_s)
 
     def lane(self, method: MethodName) -> Lane:
         """The one for this method."""
@@ -83,16 +86,18 @@ class Lane:
 
     Args:
         room_bytes: what a message counts until it has arrived.
+        limit_bytes: the largest request.
         wait_s, patience_s: as for `Intake`.
     """
 
-    __slots__ = ("_arrivals", "_room_bytes", "_wait_s", "gate")
+    __slots__ = ("_arrivals", "_limit_bytes", "_room_bytes", "_wait_s", "gate")
 
-    def __init__(self, gate: ByteGate, *, room_bytes: int, wait_s: float, patience_s: float) -> None:
+    def __init__(self, gate: ByteGate, *, room_bytes: int, limit_bytes: int, wait_s: float, patience_s: float) -> None:
         self.gate = gate
         self._room_bytes = room_bytes
+        self._limit_bytes = limit_bytes
         self._wait_s = wait_s
-        self._arrivals = _Arrivals(gate, room_bytes=room_bytes, patience_s=patience_s)
+        self._arrivals = Arrivals(gate, room_bytes=room_bytes, patience_s=patience_s)
 
     async def receive(self, context: _Context) -> bytes:
         """Wait for room, then for the message. Its size stays taken: the caller gives it back when the call is over.
@@ -110,7 +115,9 @@ class Lane:
             message = await self._read(context)
             more_bytes = len(message) - taken_bytes
             if more_bytes > 0:
-                if not gate.try_take(more_bytes):
+                if len(message) > self._limit_bytes:
+                    gate.add(more_bytes)
+                elif not gate.try_take(more_bytes):
                     message = b""
                     gate.refused += 1
                     raise TooManyRequestsError
@@ -163,13 +170,13 @@ class _Sender:
         self.task.cancel()
 
 
-class _Arrivals:
+class Arrivals:
     """The messages on their way through one gate; those who are too slow while others wait are cut off.
 
     Time is counted in looks, not read from a clock: a loop that stood still has not given anybody's message the chance to be seen.
     """
 
-    __slots__ = ("_gate", "_look_s", "_patience_s", "_room_bytes", "_senders", "_suspects", "_timer")
+    __slots__ = ("_gate", "_look_s", "_patience_s", "_room_bytes", "_senders", "_timer", "suspects")
 
     def __init__(self, gate: ByteGate, *, room_bytes: int, patience_s: float) -> None:
         self._gate = gate
@@ -177,7 +184,7 @@ class _Arrivals:
         self._patience_s = patience_s
         self._look_s = min(_LOOK_S, patience_s)
         self._senders: dict[_Sender, None] = {}  # in the order of their admission
-        self._suspects: set[str] = set()  # connections
+        self.suspects: dict[str, None] = {}  # connections, the latest last
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, sender: _Sender) -> None:
@@ -192,8 +199,8 @@ class _Arrivals:
 
     def trust(self, sender: _Sender) -> None:
         """Its message is here."""
-        if self._suspects:
-            self._suspects.discard(sender.context.peer())
+        if self.suspects:
+            self.suspects.pop(sender.context.peer(), None)
 
     def _look(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._look_s, self._look) if self._senders else None
@@ -203,12 +210,12 @@ class _Arrivals:
         if waiting:
             self._cut_off(waiting)
         else:
-            self._suspects.clear()
+            self.suspects.clear()
 
     def _cut_off(self, places: int) -> None:
         is_crowded = 2 * len(self._senders) * self._room_bytes > self._gate.max_bytes
         patience_s = min(self._patience_s, max(LEAST_PATIENCE_S, self._patience_s / (1 + places))) if is_crowded else self._patience_s
-        suspects = frozenset(self._suspects if is_crowded else ())
+        suspects = frozenset(self.suspects) if is_crowded else frozenset()
         for sender in self._senders:
             if not places:
                 return
@@ -218,5 +225,12 @@ class _Arrivals:
             peer = sender.context.peer()
             if waited_s >= patience_s or peer in suspects:
                 sender.cut_off()
-                self._suspects.add(peer)
+                self.suspect(peer)
                 places -= 1
+
+    def suspect(self, peer: str) -> None:
+        """Remember a connection; the one that was suspected first is forgotten for it if there are too many."""
+        self.suspects.pop(peer, None)
+        if len(self.suspects) >= MOST_SUSPECTS:
+            del self.suspects[next(iter(self.suspects))]
+        self.suspects[peer] = None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -232,10 +235,62 @@ async def test_calls_beyond_the_limit_are_refused_at_once(serve: Any) -> None:
     running = await serve({("KV", "Put"): wait}, limits=GrpcLimits(max_concurrent_requests=1))
     first = running.unary(PUT)(b"")
     await entered.wait()
-    code, _ = await status_of_call(running.unary(PUT)(b""))
-    assert code is StatusCode.RESOURCE_EXHAUSTED
+    assert await status_of_call(running.unary(PUT)(b"")) == (StatusCode.UNKNOWN, "etcdserver: too many requests")
     release.set()
     await first
+    await running.unary(PUT)(b"")
+    assert (running.server.calls.unary.open, running.server.calls.unary.refused) == (0, 1)
+    assert running.server.calls.held_bytes == 0
+
+
+async def test_streams_have_a_count_of_their_own(serve: Any) -> None:
+    async def watch(request: Any, call: Call) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
+        yield health_pb2.HealthCheckResponse()
+        await asyncio.Event().wait()
+
+    limits = GrpcLimits(max_concurrent_requests=1, max_open_streams=2)
+    running = await serve({("KV", "Put"): echo}, {("Health", "Watch"): watch}, limits=limits)
+    stream = running.channel.unary_stream("/grpc.health.v1.Health/Watch")
+    open_streams = [stream(b"") for _ in range(2)]
+    for each in open_streams:
+        await each.read()
+    assert await status_of_call(stream(b"").read()) == (StatusCode.UNKNOWN, "etcdserver: too many requests")
+    await running.unary(PUT)(b"")
+    for each in open_streams:
+        each.cancel()
+    async with asyncio.timeout(5):
+        while running.server.calls.streams.open:  # noqa: ASYNC110 - the end of a stream signals nobody
+            await asyncio.sleep(0.005)
+    await stream(b"").read()
+
+
+async def test_a_burst_of_calls_is_served_or_told_that_they_are_too_many(serve: Any) -> None:
+    """gRPC's own bound on calls that the loop has not seen yet is 1,000, and it cuts off what is beyond: nobody may hear CANCELLED."""
+    running = await serve({("KV", "Put"): echo}, limits=GrpcLimits(max_concurrent_requests=3000, max_pending_calls=3000))
+    asyncio.get_running_loop().call_later(0.05, time.sleep, 0.7)  # the loop lags: that is when calls pile up
+
+    async def put() -> str:
+        try:
+            await running.unary(PUT)(b"", timeout=30)
+        except grpc.aio.AioRpcError as error:
+            return error.details() or error.code().name
+        return "ok"
+
+    outcomes = Counter(await asyncio.gather(*(put() for _ in range(2500))))
+    assert outcomes == {"ok": 2500}
+
+
+async def test_connections_beyond_the_limit_are_closed_and_the_others_served(serve: Any) -> None:
+    running = await serve({("KV", "Put"): echo}, limits=GrpcLimits(max_connections=3))
+    await running.unary(PUT)(b"")
+    held = [await asyncio.open_connection("127.0.0.1", running.url.port) for _ in range(2)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.url.port)
+    with suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+    await running.unary(PUT)(b"")
+    for _, each in held:
+        each.close()
 
 
 async def test_stopping_lets_running_calls_finish_within_the_grace(serve: Any) -> None:
@@ -303,6 +358,11 @@ def test_limits_come_from_the_flags() -> None:
     options = dict(limits.channel_options())
     assert limits.max_concurrent_requests == 7
     assert options["grpc.max_receive_message_length"] == 2 * ((1 << 20) + 512 * 1024)
-    assert options["grpc.max_concurrent_streams"] == 2**31 - 1
+    assert options["grpc.max_concurrent_streams"] == 4096
+    assert dict(GrpcLimits.of(ServerConfig(max_concurrent_streams=5)).channel_options())["grpc.max_concurrent_streams"] == 5
     assert options["grpc.keepalive_time_ms"] == 2**31 - 1
     assert options["grpc.so_reuseport"] == 0
+    assert options["grpc.max_allowed_incoming_connections"] == 4096
+    urls = (Url(host="127.0.0.1", port=1), Url(host="127.0.0.1", port=2))
+    two = GrpcLimits.of(ServerConfig(listen_client_urls=urls, max_connections=100))
+    assert dict(two.channel_options())["grpc.max_allowed_incoming_connections"] == 50

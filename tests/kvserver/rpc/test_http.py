@@ -6,17 +6,21 @@ import asyncio
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from kvserver.api import Check, HealthReport
 from kvserver.config import Url
 from kvserver.logs import Logger, StdlibBridge
 from kvserver.metrics import Metrics
 from kvserver.rpc import HttpLimits, HttpServer, ListenError, build_http_app
+from kvserver.rpc.shared_page import SharedPage
 
 ANY_PORT = Url(host="localhost", port=0)
 
@@ -272,6 +276,71 @@ async def test_one_connection_serves_several_requests_and_bodies_are_ignored(sit
     last = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
     answer = await site.raw(get + get + last)
     assert answer.count(b"HTTP/1.1 200") == 3
+
+
+async def test_a_client_that_sends_too_many_requests_ahead_is_cut(site: Site) -> None:
+    site.probes.gate = asyncio.Event()
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.url.port)
+    writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 1000)
+    with suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+    site.probes.gate.set()
+    assert len(site.probes.asked) <= 1
+    assert (await site.request("/health")).status == 200
+    assert site.lines.of_level("error") == []
+
+
+class Counting(Collector):
+    """Notes each time that the page is made."""
+
+    def __init__(self, made: list[int]) -> None:
+        self._made = made
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        self._made.append(1)
+        return iter(())
+
+
+async def test_scrapes_at_the_same_time_share_one_page_and_none_is_from_before_the_question(site: Site) -> None:
+    version = "etcd_server_leader_changes_seen_total "
+    made: list[int] = []
+    await site.request("/metrics")
+    site.metrics.registry.register(Counting(made))
+    site.metrics.leader_changes.add()
+    answers = await asyncio.gather(*(site.request("/metrics") for _ in range(50)))
+    assert all(f"{version}1.0" in answer.body for answer in answers)
+    assert len(made) == 1
+    site.metrics.leader_changes.add()
+    assert f"{version}2.0" in (await site.request("/metrics")).body
+
+
+async def test_a_client_that_leaves_takes_the_shared_page_from_nobody() -> None:
+    page = SharedPage(lambda: b"page", interval_s=0.05)
+    assert await page.current() == b"page"
+    leaving, staying = asyncio.ensure_future(page.current()), asyncio.ensure_future(page.current())
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert await asyncio.wait_for(staying, 5) == b"page"
+
+
+async def test_a_page_that_fails_fails_for_all_who_wait_and_not_for_the_next() -> None:
+    outcomes = iter([b"one", LookupError("gone"), b"two"])
+
+    def make() -> bytes:
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    page = SharedPage(make, interval_s=0.01)
+    assert await page.current() == b"one"
+    failed = await asyncio.gather(page.current(), page.current(), return_exceptions=True)
+    assert [str(each) for each in failed] == ["gone", "gone"]
+    assert await page.current() == b"two"
 
 
 async def test_a_port_in_use_is_a_clear_error_and_leaves_nothing_listening(site: Site) -> None:

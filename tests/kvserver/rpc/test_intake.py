@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 from grpc import StatusCode
 
-from kvserver.api import Call
+from kvserver.api import ByteGate, Call
 from kvserver.pb import rpc_pb2
 from kvserver.rpc import GrpcLimits, intake
 
@@ -41,7 +41,7 @@ class Held:
 
 def limits(*, rooms: int = 1, **changes: Any) -> GrpcLimits:
     """Room for so many messages that are being received."""
-    return GrpcLimits(receive_limit_bytes=LIMIT, max_request_bytes_held=rooms * 2 * LIMIT, **changes)
+    return GrpcLimits(receive_limit_bytes=LIMIT, max_request_bytes_held=rooms * LIMIT, **changes)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -52,10 +52,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_requests_beyond_the_bytes_wait_and_all_are_answered(serve: Any) -> None:
     held = Held()
-    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=2))
+    running = await serve({("KV", "Put"): held.put}, limits=limits(rooms=4))
     gate = running.server.intake.writes
     calls = [asyncio.ensure_future(running.unary(PUT)(VALUE)) for _ in range(20)]
-    await until(lambda: held.now == 3 and gate.waiting_count == 17)  # three fit beside the room for a fourth's first bytes, or four do
+    await until(lambda: held.now == 4 and gate.waiting_count == 16)  # four, but not four beside the room for a fifth
     assert gate.held_bytes <= gate.max_bytes
     held.open.set()
     await asyncio.gather(*calls)
@@ -347,7 +347,7 @@ async def test_a_call_does_not_wait_for_room_longer_than_the_servers_own_timeout
 
 # --- a large message where none is expected ----------------------------------------------------------------------------------------------
 
-LARGE = rpc_pb2.RangeRequest(key=b"k" * 60_000).SerializeToString()
+LARGE = rpc_pb2.RangeRequest(key=b"k" * 55_000).SerializeToString()
 
 
 class HeldReads(Held):
@@ -385,3 +385,16 @@ async def test_many_large_reads_at_once_all_end_within_the_bound(serve: Any) -> 
     assert held.served == sum(isinstance(each, bytes) for each in results) > 0
     assert held.most <= gate.max_bytes // len(LARGE)
     assert (gate.held_bytes, gate.waiting_count) == (0, 0)
+
+
+# --- connections that are remembered -----------------------------------------------------------------------------------------------------
+
+
+def test_connections_that_were_cut_off_are_remembered_up_to_a_number() -> None:
+    arrivals = intake.Arrivals(ByteGate(max_bytes=1, max_waiting=1), room_bytes=1, patience_s=1.0)
+    for number in range(intake.MOST_SUSPECTS + 10):
+        arrivals.suspect(f"peer{number}")
+    arrivals.suspect("peer20")  # again: now it is the latest
+    assert len(arrivals.suspects) == intake.MOST_SUSPECTS
+    assert "peer9" not in arrivals.suspects
+    assert next(reversed(arrivals.suspects)) == "peer20"
