@@ -90,11 +90,17 @@ def _block(answer: Answer) -> str:
         f"{answer.endpoint}: {member.name}, {member.role} in term {member.term}",
         f"  memory     rss {format_bytes(member.rss_bytes)} = anonymous {format_bytes(member.anonymous_bytes)} "
         f"+ file {format_bytes(member.file_bytes)}",
-        f"  accounted  {format_bytes(member.total_accounted_bytes)}: {owners or 'nothing'}",
+        f"  accounted  {format_bytes(member.total_accounted_bytes)}: {owners or 'nothing'}{_rest(member)}",
         f"  window     {_span(member)}: {_count(member.window_entries)}, {format_bytes(member.window_bytes)} of {limit}",
         f"  held by    {holder_text(member.holder)}{_until(member.holder)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _rest(member: MemberMemory) -> str:
+    """What no owner counts."""
+    rest_bytes = (member.anonymous_bytes or 0) - member.total_accounted_bytes
+    return f"; {format_bytes(rest_bytes)} are the program, its libraries and what the allocator keeps" if rest_bytes > 0 else ""
 
 
 def _until(holder: Holder | None) -> str:

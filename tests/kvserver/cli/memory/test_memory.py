@@ -53,11 +53,19 @@ def test_a_block_says_everything_in_words() -> None:
     assert as_blocks([FINE, GONE]).decode() == (
         "a:1: kv1, leader in term 3\n"
         "  memory     rss 60.0 MiB = anonymous 34.0 MiB + file ?\n"
-        "  accounted  231.9 KiB: log window 231.9 KiB, novelty 1 B\n"
+        "  accounted  231.9 KiB: log window 231.9 KiB, novelty 1 B; 33.8 MiB are the program, its libraries and what the allocator keeps\n"
         "  window     [2 .. 27 .. 28]: 27 entries, 231.9 KiB of 64.0 MiB\n"
         "  held by    b2 (down) 200.7 KiB, 20 entries, for 586 s more at most\n"
         "\n"
         "b:1: unreachable: cannot connect: connection refused\n"
+    )
+
+
+def test_entries_with_several_owners_leave_no_negative_rest() -> None:
+    page = json.loads(changed())
+    page["process"]["anonymous_bytes"] = 1000
+    assert (
+        "log window 231.9 KiB, novelty 1 B\n" in as_blocks([Answer(endpoint="a:1", memory=parse_page(json.dumps(page).encode()))]).decode()
     )
 
 
