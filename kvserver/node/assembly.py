@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -287,6 +288,7 @@ def _make_forwarded(ground: Ground, core: RawNode, notices: ForwardNotices, even
     return Forwarded(
         core,
         max_bytes=forwarded_bytes(ground.config),
+        max_wait_ticks=math.ceil(ground.config.request_timeout_s * 1000 / ground.config.heartbeat_interval_ms),
         senders=notices,
         on_held=ground.metrics.forwarded_held.add,
         on_invalid=events.note_invalid,

@@ -350,6 +350,8 @@ class Driver:
         returned, self._returned = self._returned, []
         self._proposals = [each for each in (*returned, *self._proposals) if each.is_wanted]
         self._is_settled = False
+        if self._forwarded is not None:
+            self._forwarded.tick()
         self._enter(self._raw.tick)
 
     def _run_scheduled_turn(self) -> None:

@@ -11,6 +11,7 @@ Rules
 - A member that stops leading hands back what waits, and so does one that knows no leader: its sender proposes it again. A follower that
   knows the leader passes it on, as raft does.
 - While applying is behind (inflow.py) nothing goes on from here.
+- What has waited for as long as its client does is refused: nobody wants it any more, and it has left its sender's share by then.
 - What waited is shown to `admit` before it is proposed: a store that has become full since must not grow by it.
 
 Invariants (tests/kvserver/node/test_forwarded.py): the order is kept; `held_bytes` is the sum of what waits; every message is proposed
@@ -57,6 +58,7 @@ class Forwarded:
 
     Args:
         max_bytes: refuse beyond this many bytes that wait.
+        max_wait_ticks: refuse what has waited for so many.
         on_held: told of each message that has to wait.
         on_invalid: told of each that raft refuses for what it says.
 
@@ -69,16 +71,19 @@ class Forwarded:
         raw: Role,
         *,
         max_bytes: int,
+        max_wait_ticks: int,
         senders: Senders,
         on_held: Callable[[], None],
         on_invalid: Callable[[Message, RaftError], None],
     ) -> None:
         self._raw = raw
         self._max_bytes = max_bytes
+        self._max_wait_ticks = max_wait_ticks
+        self._ticks = 0
         self._senders = senders
         self._on_held = on_held
         self._on_invalid = on_invalid
-        self._waiting: deque[tuple[Message, int]] = deque()
+        self._waiting: deque[tuple[Message, int, int]] = deque()  # with its size, and the tick in which it came
         self._held_bytes = 0
         self._is_first_refused = False
         self.admit: Callable[[Message], Message | None] = lambda message: message
@@ -112,7 +117,7 @@ class Forwarded:
         if self._waiting and self._held_bytes + size_bytes > self._max_bytes:
             self._senders.refuse(message)
             return
-        self._waiting.append((message, size_bytes))
+        self._waiting.append((message, size_bytes, self._ticks))
         self._held_bytes += size_bytes
 
     def propose_next(self) -> bool:
@@ -129,28 +134,33 @@ class Forwarded:
         self._drop_first()
         return True
 
+    def tick(self) -> None:
+        """Time has passed."""
+        self._ticks += 1
+        while self._waiting and self._ticks - self._waiting[0][2] >= self._max_wait_ticks:
+            self._senders.refuse(self._drop_first())
+
     def hand_back_all(self) -> None:
         """This member leads no more."""
         while self._waiting:
-            message, _ = self._waiting[0]
-            self._drop_first()
-            self._senders.hand_back(message)
+            self._senders.hand_back(self._drop_first())
 
     def _keep(self, message: Message) -> None:
         """Raft does not take the first; this is what was admitted of it."""
         if not self._is_first_refused:
             self._is_first_refused = True
             self._on_held()
-        before, before_bytes = self._waiting[0]
+        before, before_bytes, came = self._waiting[0]
         if message is not before:
             size_bytes = _size_bytes(message)
-            self._waiting[0] = (message, size_bytes)
+            self._waiting[0] = (message, size_bytes, came)
             self._held_bytes += size_bytes - before_bytes
 
-    def _drop_first(self) -> None:
-        _, size_bytes = self._waiting.popleft()
+    def _drop_first(self) -> Message:
+        message, size_bytes, _ = self._waiting.popleft()
         self._held_bytes -= size_bytes
         self._is_first_refused = False
+        return message
 
 
 def _size_bytes(message: Message) -> int:

@@ -45,6 +45,7 @@ _TICK_US = US_PER_S
 _RELEASE_AFTER_COMMIT = 0.25
 _FLOOR_FOLLOWS_US = 150_000
 _FORWARDED_BYTES = 65_536
+_FORWARDED_TICKS = 70
 
 
 class Outside(Protocol):
@@ -148,7 +149,14 @@ class Member:
             )
         )
 
-        self._forwarded = Forwarded(self.raw, max_bytes=_FORWARDED_BYTES, senders=self, on_held=lambda: None, on_invalid=self._note_invalid)
+        self._forwarded = Forwarded(
+            self.raw,
+            max_bytes=_FORWARDED_BYTES,
+            max_wait_ticks=_FORWARDED_TICKS,
+            senders=self,
+            on_held=lambda: None,
+            on_invalid=self._note_invalid,
+        )
 
     # --- what others read -------------------------------------------------------------------------------------------------------------
 
@@ -278,6 +286,7 @@ class Member:
 
     def _tick(self) -> None:
         self.after(self._tick_us, self._tick)
+        self._forwarded.tick()
         self.raw.tick()
         self._checks.stepped(self)
         self.wake()

@@ -100,6 +100,7 @@ class Bench:
         self.forwarded = Forwarded(
             core,
             max_bytes=10_000,
+            max_wait_ticks=70,
             senders=self,
             on_held=lambda: None,
             on_invalid=lambda message, error: self.invalid.append(error),

@@ -15,6 +15,7 @@ from raft.types import NO_NODE, Entry, Index, NodeId, Term
 
 SELF, PEER, OTHER = NodeId(1), NodeId(2), NodeId(3)
 ROOM = 3000
+WAIT = 5
 
 
 @dataclass
@@ -57,7 +58,8 @@ class Core:
 
 def leader(room_bytes: int = 0) -> tuple[Core, Forwarded]:
     core = Core(room_bytes)
-    return core, Forwarded(core, max_bytes=ROOM, senders=core, on_held=core.note_held, on_invalid=core.note_invalid)
+    made = Forwarded(core, max_bytes=ROOM, max_wait_ticks=WAIT, senders=core, on_held=core.note_held, on_invalid=core.note_invalid)
+    return core, made
 
 
 def write(number: int, size_bytes: int = 488) -> Message:
@@ -69,6 +71,20 @@ def write(number: int, size_bytes: int = 488) -> Message:
 def propose_all(forwarded: Forwarded) -> None:
     while forwarded.has_next and forwarded.propose_next():
         pass
+
+
+def test_what_has_waited_for_as_long_as_its_client_does_is_refused() -> None:
+    core, forwarded = leader()
+    forwarded.take(write(1))
+    for _ in range(WAIT - 1):
+        forwarded.tick()
+    forwarded.take(write(2))
+    assert (core.refused, forwarded.held_bytes) == ([], 2000)
+    forwarded.tick()
+    assert (core.refused, forwarded.held_bytes) == ([1], 1000)
+    core.room_bytes = 1000
+    propose_all(forwarded)
+    assert (core.proposed, forwarded.held_bytes) == ([2], 0)
 
 
 def test_what_raft_does_not_take_waits_and_goes_on_in_order_when_it_does() -> None:
