@@ -16,7 +16,7 @@ def _handed_back_and_kept(patch: Patch) -> None:
     """A leader that steps down tells the senders, and proposes all the same when it leads again."""
 
     def careless(self: Forwarded) -> None:
-        for message, _ in self._waiting:
+        for message, *_ in self._waiting:
             self._senders.hand_back(message)
 
     patch.setattr(Forwarded, "hand_back_all", careless)
@@ -53,13 +53,14 @@ def _proposed_and_kept(patch: Patch) -> None:
     original = Forwarded._drop_first
     kept: list[Message] = []
 
-    def careless(self: Forwarded) -> None:
-        message, size_bytes = self._waiting[0]
+    def careless(self: Forwarded) -> Message:
+        first = message, size_bytes, _ = self._waiting[0]
         original(self)
         if not any(each is message for each in kept):
             kept.append(message)
-            self._waiting.appendleft((message, size_bytes))
+            self._waiting.appendleft(first)
             self._held_bytes += size_bytes
+        return message
 
     patch.setattr(Forwarded, "_drop_first", careless)
 
