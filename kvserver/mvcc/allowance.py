@@ -1,8 +1,9 @@
 """What a read may cost before it is given up, and what it has cost.
 
-Rules: keys are those that a range touches, bytes those that its answer holds while it is built: each key value's record and a fixed
-overhead. A read that exceeds its bytes goes on counting, without building, so that `used_bytes` says what it would need (or nearly: of
-keys that it didn't keep only the overhead). What was built is of no use then: whoever gave the allowance checks it at the end.
+Rules: keys are those that a range looks at, also deleted ones that it has to pass; bytes those that its answer holds while it is built:
+each key value's record and a fixed overhead. A read that exceeds its bytes goes on counting, without building, so that `used_bytes` says
+what it would need (or nearly: of keys that it didn't keep only the overhead). What was built is of no use then: whoever gave the allowance
+checks it at the end.
 """
 
 from __future__ import annotations

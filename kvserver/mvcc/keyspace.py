@@ -21,7 +21,7 @@ would be confused; nobody can produce such a pair today.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from heapq import merge
 from operator import itemgetter
 from typing import Final, NamedTuple, Protocol
@@ -97,9 +97,16 @@ def forget(writer: Writer, key: bytes) -> None:
         writer.delete(*_marker(key, nodes, depth))
 
 
-def scan(reader: Reader, lo: bytes, hi: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, Entry]]:
-    """Keys in [lo, hi) that exist now, in byte order, ascending or descending; `hi=None`: to the end."""
+def scan(
+    reader: Reader, lo: bytes, hi: bytes | None, *, reverse: bool = False, touch: Callable[[], None] | None = None
+) -> Iterator[tuple[bytes, Entry]]:
+    """Keys in [lo, hi) that exist now, in byte order, ascending or descending; `hi=None`: to the end.
+
+    `touch` is called before each key that is looked at: these, and the long ones that are deleted and not compacted.
+    """
     for key, data in _iterate(reader, lo, hi, with_gone=False, reverse=reverse):
+        if touch is not None:
+            touch()
         entry = unpack_entry(data)
         if entry.version:
             yield key, entry

@@ -57,7 +57,6 @@ def _measure_previous(state: Snapshot, allowance: Allowance, key: bytes, range_e
             _charge(state, allowance, found)
         return
     for each in state.scan(lo, hi, state.revision):
-        allowance.touch_key()
         _charge(state, allowance, each)
         if allowance.is_exceeded:
             return

@@ -48,6 +48,11 @@ class Snapshot(NamedTuple):
     allowance: Allowance | None = None
     unfinished: bool = False
 
+    @property
+    def bounds_keys(self) -> bool:
+        """Whether the allowance has only so many keys."""
+        return self.allowance is not None and self.allowance.keys < UNLIMITED
+
     def is_newest(self, revision: int) -> bool:
         """Whether the index shows the keys as they are at `revision` (checked). Otherwise their history does."""
         return revision >= self.revision and not self.unfinished
@@ -75,12 +80,18 @@ class Snapshot(NamedTuple):
         return None if entry is None else self._at(key, entry, revision)
 
     def scan(self, lo: bytes, hi: bytes | None, revision: int, *, reverse: bool = False) -> Iterator[Found]:
-        """Keys in [lo, hi) as of `revision` (checked), in byte order; descending only where the index shows them."""
+        """Keys in [lo, hi) as of `revision` (checked), in byte order; descending only where the index shows them.
+
+        Every key that is looked at is charged to the allowance, also one that didn't exist. Raises RangeTooLargeError, CorruptError.
+        """
+        touch = self.allowance.touch_key if self.allowance is not None and self.bounds_keys else None
         if self.is_newest(revision):
-            for key, entry in keyspace.scan(self.reader, lo, hi, reverse=reverse):
+            for key, entry in keyspace.scan(self.reader, lo, hi, reverse=reverse, touch=touch):
                 yield _found(key, entry)
             return
         for key, entry in keyspace.scan_any(self.reader, lo, hi):
+            if touch is not None:
+                touch()
             found = self._at(key, entry, revision)
             if found is not None:
                 yield found
@@ -145,7 +156,7 @@ def execute_range(state: Snapshot, request: RangeRequest, into: RangeResponse | 
                 _append(state, response, found, keys_only=request.keys_only)
     else:
         lo, hi = range_bounds(request.key, request.range_end)
-        if request.count_only and state.is_newest(revision) and not _bounds_keys(state):
+        if request.count_only and state.is_newest(revision) and not state.bounds_keys:
             response.count = keyspace.count(state.reader, lo, hi)
         else:
             _fill(state, request, response, lo, hi, revision)
@@ -155,10 +166,6 @@ def execute_range(state: Snapshot, request: RangeRequest, into: RangeResponse | 
 def _may_keep(state: Snapshot, found: Found, more_bytes: int = 0) -> bool:
     """Whether the allowance has room for one more key."""
     return state.allowance is None or state.allowance.charge(KEY_OVERHEAD_BYTES + len(found.key) + more_bytes)
-
-
-def _bounds_keys(state: Snapshot) -> bool:
-    return state.allowance is not None and state.allowance.keys < UNLIMITED
 
 
 def _fill(state: Snapshot, request: RangeRequest, response: RangeResponse, lo: bytes, hi: bytes | None, revision: int) -> None:
@@ -173,7 +180,7 @@ def _fill(state: Snapshot, request: RangeRequest, response: RangeResponse, lo: b
     if sorts and keep != 0:
         chosen = ordered(walk.passing(), request, keep, state)
     else:
-        may_stop = is_newest and keep is not None and not _bounds_keys(state)
+        may_stop = is_newest and keep is not None and not state.bounds_keys
         chosen = walk.first(may_stop=may_stop)
     response.count = walk.total if walk.is_whole else keyspace.count(state.reader, lo, hi)
     if request.count_only:
@@ -186,7 +193,7 @@ def _fill(state: Snapshot, request: RangeRequest, response: RangeResponse, lo: b
 
 
 class _Walk:
-    """The keys of one range, counted and charged to the allowance as they come by. `keep`: how many are kept at most, None: all."""
+    """The keys of one range, counted as they come by; those that are kept are charged. `keep`: how many that are at most, None: all."""
 
     __slots__ = ("_found", "_keep", "_request", "_state", "is_whole", "total")
 
@@ -202,7 +209,7 @@ class _Walk:
         """The first that pass the filters, as many as are kept; with `may_stop` what is behind them is not looked at."""
         chosen: list[Found] = []
         picked, keep = 0, self._keep
-        for found in self._touched():
+        for found in self._counted():
             if (keep is None or picked < keep) and _passes(found, self._request):
                 picked += 1
                 if _may_keep(self._state, found):
@@ -216,7 +223,7 @@ class _Walk:
         """All that pass the filters, as long as the allowance has room for as many as are kept at a time."""
         picked, keep, overhead_bytes = 0, self._keep, sort_overhead_bytes(self._request)
         is_exceeded = False
-        for found in self._touched():
+        for found in self._counted():
             if is_exceeded and picked == keep:
                 continue  # only counted
             if _passes(found, self._request):
@@ -227,13 +234,9 @@ class _Walk:
                     yield found
         self.is_whole = True
 
-    def _touched(self) -> Iterator[Found]:
-        allowance = self._state.allowance
-        bounded = allowance if allowance is not None and _bounds_keys(self._state) else None
+    def _counted(self) -> Iterator[Found]:
         for found in self._found:
             self.total += 1
-            if bounded is not None:
-                bounded.touch_key()
             yield found
 
 

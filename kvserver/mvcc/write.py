@@ -10,6 +10,7 @@ the same state, which is one revision back by then.
 
 Rules
 - Everything that can be refused is refused before the first change: a request either fails without a trace or runs to its end.
+- No reader is kept over a `yield`: what is committed there closes it, and hands what it read from to its successor.
 - All compares of a transaction, nested ones too, are decided against the state before its first operation.
 - A request that changes nothing takes no revision.
 - The changes don't depend on where the slices end, nor on whether anybody wants the answer. Without `answers` no key value is read for it.
@@ -114,7 +115,7 @@ class WriteTxn:
         answers: whether anybody wants the answer; without, it is empty but for its shape.
     """
 
-    __slots__ = ("_answers", "_begin", "_leases", "_operation", "_resume", "_writer", "changes", "progress")
+    __slots__ = ("_answers", "_before", "_leases", "_operation", "_resume", "_writer", "changes", "progress")
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class WriteTxn:
         resume: Progress = FROM_START,
         answers: bool = True,
     ) -> None:
-        self._begin = begin
+        self._before = begin  # for its numbers; what reads takes `_begin`
         self._writer = writer
         self._leases = leases
         self._resume = resume
@@ -137,7 +138,12 @@ class WriteTxn:
     @property
     def revision(self) -> int:
         """What a reader within the transaction sees as the newest revision."""
-        return self._begin.revision + 1 if self.changes else self._begin.revision
+        return self._before.revision + 1 if self.changes else self._before.revision
+
+    @property
+    def _begin(self) -> Snapshot:
+        """The state before the request, through the reader of now: a commit between two slices closes the one that `begin` came with."""
+        return self._before._replace(reader=self._writer.reader)
 
     # --- single requests -----------------------------------------------------------------------------------------------------------------
 
@@ -196,7 +202,7 @@ class WriteTxn:
         key = request.key
         old = keyspace.find_any(self._writer.reader, key)
         response = PutResponse()
-        response.header.revision = self._begin.revision + 1
+        response.header.revision = self._before.revision + 1
         ignores_value = request.ignore_value
         value = b"" if ignores_value else request.value
         wants_previous = request.prev_kv and self._answers
@@ -215,7 +221,7 @@ class WriteTxn:
 
     def _store(self, key: bytes, old: Entry | None, value: bytes, lease: int) -> None:
         writer = self._writer
-        main = self._begin.revision + 1
+        main = self._before.revision + 1
         revision = layout.pack_revision(main, self.changes)
         create_revision, version, key_id, previous = main, 1, revision, NO_REVISION
         was_gone = old is not None and old.version == 0
@@ -223,7 +229,7 @@ class WriteTxn:
             previous_main = layout.main_of(old.revision)
             if not was_gone:
                 create_revision, version = old.create_revision, old.version + 1
-            if not was_gone or previous_main >= self._begin.compacted_revision:
+            if not was_gone or previous_main >= self._before.compacted_revision:
                 key_id, previous = old.key_id, old.revision
                 writer.put(HISTORY, key_id + previous, layout.pack_superseded(was_gone, revision))
         record = layout.encode_put(
@@ -242,12 +248,11 @@ class WriteTxn:
 
     def _delete_range(self, request: DeleteRangeRequest) -> Generator[None, None, DeleteRangeResponse]:
         lo, hi = range_bounds(request.key, request.range_end)
-        reader = self._writer.reader
 
         def in_range(first: bytes) -> Iterator[tuple[bytes, Entry]]:
             if request.range_end:
                 return keyspace.scan(self._writer.reader, first, hi)
-            entry = keyspace.find(reader, lo) if first == lo else None
+            entry = keyspace.find(self._writer.reader, lo) if first == lo else None
             return iter(() if entry is None else ((lo, entry),))
 
         response = DeleteRangeResponse()
@@ -284,12 +289,12 @@ class WriteTxn:
 
     def _may_answer(self, size_bytes: int) -> bool:
         """Whether the answer has room for one more key value."""
-        allowance = self._begin.allowance
+        allowance = self._before.allowance
         return allowance is None or allowance.charge(KEY_OVERHEAD_BYTES + size_bytes)
 
     def _delete(self, key: bytes, old: Entry) -> None:
         writer = self._writer
-        revision = layout.pack_revision(self._begin.revision + 1, self.changes)
+        revision = layout.pack_revision(self._before.revision + 1, self.changes)
         writer.put(HISTORY, old.key_id + old.revision, layout.pack_superseded(False, revision))
         writer.put(REV, revision, layout.encode_tombstone(old.key_id, old.revision, key))
         keyspace.store_gone(writer, key, layout.pack_entry(revision, old.key_id, 0, 0, 0))
@@ -307,7 +312,7 @@ class WriteTxn:
         request = op.request_put
         if not request.key:
             raise EmptyKeyError
-        if (request.ignore_value or request.ignore_lease) and keyspace.find(self._begin.reader, request.key) is None:
+        if (request.ignore_value or request.ignore_lease) and keyspace.find(self._writer.reader, request.key) is None:
             raise KeyNotFoundError
         if request.lease and not self._leases.has(LeaseId(request.lease)):
             raise LeaseNotFoundError
@@ -318,9 +323,9 @@ class WriteTxn:
         if not op.request_range.key:
             raise EmptyKeyError
         revision = op.request_range.revision
-        if revision > self._begin.revision:
+        if revision > self._before.revision:
             raise FutureRevisionError
-        if revision != 0 and revision < self._begin.compacted_revision:
+        if revision != 0 and revision < self._before.compacted_revision:
             raise CompactedError  # negative ones too, before the first compaction below -1: so does etcd, within transactions only
 
     def _run(self, request: TxnRequest, path: Iterator[bool], response: TxnResponse) -> Generator[None, None, None]:
@@ -336,10 +341,7 @@ class WriteTxn:
 
     def _state_now(self) -> Snapshot:
         """What a range within the request reads: its own changes as well, and another one's that is unfinished no more than others do."""
-        begin = self._begin
-        if not self.changes:
-            return begin._replace(reader=self._writer.reader)
-        return begin._replace(reader=self._writer.reader, revision=self.revision, unfinished=False)
+        return self._begin._replace(revision=self.revision, unfinished=False) if self.changes else self._begin
 
     def _run_op(self, op: RequestOp, response: ResponseOp) -> Generator[None, None, None]:
         if self._operation < self._resume.operation:

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from kvserver.pb import rpc_pb2
-from kvserver.testing.processes import NodeProcess
+from kvserver.testing.processes import NodeProcess, ProcessCluster
 from tests.process.large_puts import MEGABYTE, peak_of
 
 pytestmark = pytest.mark.process
@@ -98,3 +98,45 @@ def test_a_kill_half_way_through_a_deletion_is_finished_by_the_next_start(make_n
             (FEWER_KEYS, revision),
         )
         assert client.put(rpc_pb2.PutRequest(key=b"next"), timeout=10).header.revision == found.header.revision + 1
+
+
+def hash_of(node: NodeProcess, revision: int) -> int:
+    with grpc.insecure_channel(node.endpoint) as channel:
+        call = channel.unary_unary(
+            "/etcdserverpb.Maintenance/HashKV", rpc_pb2.HashKVRequest.SerializeToString, rpc_pb2.HashKVResponse.FromString
+        )
+        return int(call(rpc_pb2.HashKVRequest(revision=revision), timeout=30).hash)
+
+
+def test_deletions_that_read_what_they_delete_end_on_every_member_alike(make_cluster: Callable[..., ProcessCluster]) -> None:
+    """Commits fall between their slices, by their own size and by what else is written."""
+    cluster = make_cluster(flags=(f"--max-txn-ops={IN_A_TXN}", "--backend-batch-limit=300"))
+    cluster.start()
+    leader = cluster.leader()
+    other_node = next(node for node in cluster.nodes if node is not leader)
+    last = b"key%06d" % (FEWER_KEYS - 1)
+    with client_of(leader) as client, client_of(other_node) as other:
+
+        def while_others_write(call: Any) -> Any:
+            number = 0
+            while not call.done():
+                other.put(rpc_pb2.PutRequest(key=b"other%d" % (number % 50), value=b"v"), timeout=30)
+                number += 1
+            return call.result()
+
+        client.put_all(FEWER_KEYS)
+        everything = rpc_pb2.DeleteRangeRequest(key=b"key", range_end=b"kez", prev_kv=True)
+        deleted = while_others_write(client.delete.future(everything, timeout=60))
+        assert (deleted.deleted, len(deleted.prev_kvs)) == (FEWER_KEYS, FEWER_KEYS)
+        assert {kv.value for kv in deleted.prev_kvs} == {b"v" * 50}
+        client.put_all(FEWER_KEYS)
+        request = rpc_pb2.TxnRequest()
+        request.success.add().request_delete_range.CopyFrom(rpc_pb2.DeleteRangeRequest(key=b"key", range_end=last))
+        request.success.add().request_put.CopyFrom(rpc_pb2.PutRequest(key=last, ignore_value=True))
+        while_others_write(client.txn.future(request, timeout=60))
+        revision = client.range(COUNT, timeout=10).header.revision
+    for node in cluster.nodes:
+        with client_of(node) as client:
+            (kept,) = client.range(rpc_pb2.RangeRequest(key=b"key", range_end=b"kez"), timeout=30).kvs
+            assert (kept.key, kept.value, kept.version) == (last, b"v" * 50, 2)
+    assert len({hash_of(node, revision) for node in cluster.nodes}) == 1

@@ -84,6 +84,26 @@ async def test_an_entry_that_was_applied_in_part_is_applied_to_its_end(tmp_path:
         await machine.store.close()
 
 
+async def test_an_entry_that_was_applied_in_part_finds_old_values_behind_the_commits_of_its_end(tmp_path: Path) -> None:
+    """The rest is more than two batches of the store, so that commits close what the first slice has read from."""
+    machine = Machine(tmp_path / "db")
+    for at in range(0, 3_000, 100):
+        puts = [RequestOp(request_put=PutRequest(key=b"key-%04d" % number, value=b"v")) for number in range(at, at + 100)]
+        machine.apply(TxnRequest(success=puts))
+    deletion = RequestOp(request_delete_range=DeleteRangeRequest(key=b"key-", range_end=b"key-2990", prev_kv=True))
+    kept = RequestOp(request_put=PutRequest(key=b"key-2995", ignore_value=True))
+    data = machine.encode(TxnRequest(success=[deletion, kept]))
+    assert machine.applier.apply_slice(Index(machine.store.applied_index + 1), Term(1), data) is None
+    await machine.store.commit()
+    await machine.store.close()
+    await refound(tmp_path / "db", NEW, CONF, index=Index(1), term=Term(1))
+    machine = Machine(tmp_path / "db")
+    found = machine.store.range(RangeRequest(key=b"\x00", range_end=b"\x00"))
+    assert [(kv.key, kv.value, kv.version) for kv in found.kvs if kv.version > 1] == [(b"key-2995", b"v", 2)]
+    assert found.count == 10
+    await machine.store.close()
+
+
 async def test_leases_and_what_is_attached_to_them_stay(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "db")
     machine.apply(LeaseGrantRequest(ID=7, TTL=60))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kvserver.apply import AppliedResult, Store
+from kvserver.apply import AppliedResult, Applier, Store
 from kvserver.errors import RequestTimeoutError
-from kvserver.mvcc import LEASE, LEASE_KEY, META, TABLES, Snapshot
+from kvserver.mvcc import LEASE, LEASE_KEY, META, TABLES, Allowance, RangeTooLargeError, Snapshot, execute_range
 from kvserver.mvcc.integrity import CrossCheck
 from kvserver.mvcc.unfinished import UnfinishedMismatchError
 from kvserver.mvcc.write import SLICE_KEYS
@@ -249,3 +249,115 @@ async def test_a_slice_of_long_keys_ends_with_its_bytes(open_machine: OpenMachin
         slices += 1
     assert slices == 4
     assert machine.store.range(EVERYTHING).count == 0
+
+
+HALF = DeleteRangeRequest(key=KEYS[0], range_end=KEYS[150], prev_kv=True)
+NEEDS_THE_OLD = {
+    "delete prev_kv": DeleteRangeRequest(key=b"key-", range_end=b"key.", prev_kv=True),
+    "put ignore_value": PutRequest(key=KEYS[200], ignore_value=True, lease=7),
+    "put ignore_lease": PutRequest(key=KEYS[200], value=b"new", ignore_lease=True),
+    "put ignore both": PutRequest(key=KEYS[200], ignore_value=True, ignore_lease=True),
+    "put prev_kv": PutRequest(key=KEYS[200], value=b"new", prev_kv=True),
+}
+"""What reads the keys as they were, behind the commit of a slice: the values are records of the file by then."""
+
+
+def reading_request(kind: str) -> Any:
+    """The deletion as it is; a put behind a large deletion, between two others, and once more in a nested transaction."""
+    request = NEEDS_THE_OLD[kind]
+    if isinstance(request, DeleteRangeRequest):
+        return request
+    rest = DeleteRangeRequest(key=KEYS[210], range_end=b"key.", prev_kv=True)
+    nested = TxnRequest(success=[RequestOp(request_delete_range=rest), RequestOp(request_range=EVERYTHING), RequestOp(request_put=request)])
+    nested.success[-1].request_put.key = KEYS[201]
+    return TxnRequest(success=[RequestOp(request_delete_range=HALF), RequestOp(request_put=request), RequestOp(request_txn=nested)])
+
+
+@pytest.mark.parametrize("kind", NEEDS_THE_OLD)
+async def test_what_reads_old_values_answers_the_same_when_every_slice_is_committed(open_machine: OpenMachine, kind: str) -> None:
+    whole, committed, follower = await open_machine("whole"), await open_machine("committed"), await open_machine("follower")
+    follower.applier = Applier(follower.store, lambda proposal: None)
+    for machine in (whole, committed, follower):
+        put_all(machine, lease=7)
+        await machine.store.commit()
+    data = whole.encode(reading_request(kind))
+    expected = whole.apply_data(data).result
+    for machine in (committed, follower):
+        slices = 1
+        while (applied := apply_slice(machine, data)) is None:
+            slices += 1
+            await machine.store.commit()
+        assert slices >= 4
+        assert tables(machine.store) == tables(whole.store)
+        if machine is committed:
+            assert applied.result == expected
+    assert "prev_kv" in str(expected)
+    assert committed.corrupt == follower.corrupt == []
+
+
+@pytest.mark.parametrize("kind", NEEDS_THE_OLD)
+async def test_what_reads_old_values_is_finished_after_a_crash_behind_any_slice(open_machine: OpenMachine, kind: str) -> None:
+    whole = await open_machine("whole")
+    put_all(whole, lease=7)
+    data = whole.encode(reading_request(kind))
+    slices = 0
+    while apply_slice(whole, data) is None:
+        slices += 1
+    for durable in range(1, slices + 1):
+        machine = await open_machine(f"crash{durable}", interval_s=600)
+        put_all(machine, lease=7)
+        for _ in range(durable):
+            assert apply_slice(machine, data) is None
+            await machine.store.commit()
+        await machine.reopen(commit=False)
+        while apply_slice(machine, data) is None:
+            await machine.store.commit()
+        assert tables(machine.store) == tables(whole.store), durable
+        assert machine.corrupt == []
+
+
+async def test_deleted_keys_count_as_looked_at_while_an_entry_is_applied_in_part(
+    open_machine: OpenMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest revision is read through the history then, where every key that was deleted before is met and none is answered."""
+    machine = await open_machine()
+    put_all(machine)
+    machine.apply(ALL)
+    for number in range(2 * SLICE_KEYS):
+        machine.apply(PutRequest(key=b"other%04d" % number))
+    data = machine.encode(DeleteRangeRequest(key=b"other", range_end=b"p"))
+    assert apply_slice(machine, data) is None
+    first = RangeRequest(key=b"key-", range_end=b"p", limit=1)
+    looked_at: list[bytes] = []
+    at = Snapshot._at
+
+    def counting(state: Snapshot, key: bytes, *rest: Any) -> Any:
+        looked_at.append(key)
+        return at(state, key, *rest)
+
+    monkeypatch.setattr(Snapshot, "_at", counting)
+    for request in (
+        first,
+        RangeRequest(key=b"key-", range_end=b"key.", limit=1),
+        RangeRequest(key=b"key-", range_end=b"key.", count_only=True),
+    ):
+        looked_at.clear()
+        with pytest.raises(RangeTooLargeError):
+            execute_range(machine.store.snapshot(Allowance(keys=100)), request)
+        assert len(looked_at) == 100
+    found = await machine.store.read(first)
+    assert ([kv.key for kv in found.kvs], found.count, found.more) == ([b"other"], 1 + 2 * SLICE_KEYS, True)
+    compared = TxnRequest(compare=[Compare(key=b"key-", range_end=b"key.", target=Compare.VERSION, result=Compare.EQUAL)])
+    with pytest.raises(RangeTooLargeError):
+        machine.store.mvcc.read_txn(compared, machine.store.snapshot(Allowance(keys=100)))
+    assert (await machine.store.read_txn(compared)).succeeded
+
+
+async def test_long_deleted_keys_count_as_looked_at(machine: Any) -> None:
+    """They stay among the others until they are compacted."""
+    for number in range(20):
+        machine.apply(PutRequest(key=LONG + b"%02d" % number))
+    machine.apply(DeleteRangeRequest(key=b"key-", range_end=b"key."))
+    assert execute_range(machine.store.snapshot(Allowance(keys=20)), EVERYTHING).count == 0
+    with pytest.raises(RangeTooLargeError):
+        execute_range(machine.store.snapshot(Allowance(keys=19)), EVERYTHING)

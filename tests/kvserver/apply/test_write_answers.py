@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from importlib import import_module
+from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
 
 from kvserver.apply import Applier
 from kvserver.errors import AppliedAnswerTooLargeError
-from kvserver.mvcc import TABLES, Allowance
+from kvserver.mvcc import TABLES, Allowance, execute_range
 from kvserver.mvcc.read import Snapshot
-from kvserver.pb.rpc_pb2 import DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, TxnResponse
+from kvserver.pb.rpc_pb2 import DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse
 
 OpenMachine = Callable[..., Awaitable[Any]]
 VALUE = b"v" * 50_000
@@ -113,6 +115,26 @@ async def test_measuring_a_range_of_very_many_keys_leaves_the_loop(open_machine:
         machine.apply(PutRequest(key=b"k%03d" % number, value=b"v"))
     measured = await machine.store.measure(DeleteRangeRequest(key=b"k", range_end=b"l", prev_kv=True), 1 << 30)
     assert measured == sum(384 + len(machine.store.mvcc.snapshot().record(found.revision)) for found in all_found(machine))
+
+
+async def test_measuring_builds_no_answer_on_the_loop_or_on_a_thread(open_machine: OpenMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = await open_machine()
+    for number in range(700):
+        machine.apply(PutRequest(key=b"k%03d" % number, value=b"v"))
+    built: list[tuple[bool, int]] = []
+
+    def noting(state: Snapshot, request: RangeRequest) -> RangeResponse:
+        response = execute_range(state, request)
+        built.append((current_thread() is main_thread(), len(response.kvs)))
+        return response
+
+    monkeypatch.setattr(import_module("kvserver.mvcc.measure"), "execute_range", noting)
+    few = RequestOp(request_range=RangeRequest(key=b"k0", range_end=b"k1"))
+    many_keys = RequestOp(request_range=RangeRequest(key=b"k", range_end=b"l", keys_only=True))
+    assert await machine.store.measure(TxnRequest(success=[few]), 1 << 30) > 100 * 384
+    assert await machine.store.measure(TxnRequest(success=[RANGE, many_keys]), 1 << 30) > 2 * 700 * 384
+    assert await machine.store.measure(TxnRequest(success=[RANGE]), 1_000) > 1_000
+    assert built == [(True, 0), (False, 0), (False, 0), (False, 0)]
 
 
 def all_found(machine: Any) -> list[Any]:
