@@ -34,7 +34,7 @@ class FakeSink:
 
 
 def make(sink: FakeSink, max_waiting: int = 100) -> Reads:
-    return Reads(sink=sink, incarnation=5, max_waiting=max_waiting)
+    return Reads(sink=sink, incarnation=5, max_waiting=lambda: max_waiting)
 
 
 def begin(reads: Reads, delay_s: float = 5.0) -> asyncio.Task[None]:
@@ -234,3 +234,22 @@ async def test_ten_thousand_reads_that_time_out_while_nothing_is_applied_leave_n
     sink.pending[0].set_result(None)
     await staying
     assert reads.waiting_count == 0
+
+
+async def test_who_wants_only_the_word_of_the_quorum_does_not_wait_for_apply() -> None:
+    sink = FakeSink()
+    reads = make(sink)
+    loop = asyncio.get_running_loop()
+    read = begin(reads)
+    confirmed = [loop.create_task(reads.wait_confirmed(loop.time() + 5.0)) for _ in range(3)]
+    await turn()
+    reads.resolve(sink.contexts[0], Index(12))
+    await turn()
+    assert [task.done() for task in confirmed] == [False] * 3, "the round began before they came"
+    reads.resolve(sink.contexts[1], Index(13))
+    await asyncio.gather(*confirmed)
+    assert not read.done()
+    assert reads.waiting_count == 1
+    assert sink.applied[13].cancelled(), "nobody waits for it"
+    sink.applied[12].set_result(None)
+    await read
