@@ -8,9 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
+from kvserver.config import parse
 from kvserver.errors import CorruptError, NoLeaderError, RequestTimeoutError, StoppedError, TooManyRequestsError
 from kvserver.node import reads as reads_module
+from kvserver.node.assembly import max_waiting_reads
 from kvserver.node.reads import Reads
+from kvserver.peer import MAX_REQUESTS
 from raft.types import Index
 
 
@@ -253,3 +256,20 @@ async def test_who_wants_only_the_word_of_the_quorum_does_not_wait_for_apply() -
     assert sink.applied[13].cancelled(), "nobody waits for it"
     sink.applied[12].set_result(None)
     await read
+
+
+async def test_what_other_members_ask_takes_no_place_of_the_reads_of_this_member() -> None:
+    config = parse(["--data-dir=unused", "--max-concurrent-requests=10"], {}).config  # type: ignore[union-attr]
+    sink = FakeSink()
+    reads = Reads(sink=sink, incarnation=5, max_waiting=lambda: max_waiting_reads(config, members=3))
+    asked = [begin(reads) for _ in range(2 * MAX_REQUESTS)]
+    own = [begin(reads) for _ in range(10)]
+    await turn()
+    assert not any(task.done() for task in own)
+    alone = Reads(sink=sink, incarnation=5, max_waiting=lambda: max_waiting_reads(config, members=1))
+    more = [begin(alone) for _ in range(2 * MAX_REQUESTS)]
+    await turn()
+    assert any(task.done() for task in more), "nobody else asks there: the bound is lower"
+    reads.stop()
+    alone.stop()
+    await asyncio.gather(*asked, *own, *more, return_exceptions=True)
