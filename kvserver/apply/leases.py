@@ -2,8 +2,9 @@
 
 Rules
 - Deterministic: a TTL is what the command says (the proposer has raised it to the minimum), an id is never drawn here.
-- A revoke deletes the lease's keys in byte order, in one revision, and then the lease; without keys it takes no revision. Very many keys
-  take many slices (docs/adr/0008); meanwhile the lease is there, and those of its keys that are still attached.
+- A revoke deletes the lease's keys in one revision, in the order of their rows (byte order but among long keys with the same beginning,
+  lease/table.py), and then the lease; without keys it takes no revision. Very many keys take many slices (docs/adr/0008); meanwhile the
+  lease is there, and those of its keys that are still attached.
 - An expiry counts only in an entry of the very term under which its leader proposed it. Forwarded, or proposed again, it may reach another
   leader's log, and that leader has promised the lease its whole TTL: then it is of no effect.
 
@@ -26,7 +27,7 @@ ROWS = LeaseRows(leases=LEASE, keys=LEASE_KEY)
 
 
 class LeaseKeys(NamedTuple):
-    """A lease as of one state: its TTL (None: there is none), its keys in byte order (if they were wanted), and the state's revision."""
+    """A lease as of one state: its TTL (None: there is none), its keys in the order of their rows (if wanted), and the state's revision."""
 
     ttl_s: int | None
     keys: list[bytes]

@@ -5,6 +5,9 @@ Theory of operation
   has promised; `extend_s` (an election timeout) more are for clients that have to find the new leader first.
 - A deadline moves with every renewal, the heap's entry doesn't: an entry whose lease has more time by then is put back under the
   lease's deadline when its turn comes. So renewing costs no memory, and a lease has one living entry in the heap.
+- While nobody could renew (no quorum answered), time went on for the leases and not for their clients. `note_silence` gives what is overdue
+  at its end as much more as the silence took, its TTL at most, and once until it is renewed: or leases would never end where every round
+  of the quorum is slow.
 - What `take_due` hands out is *taken*: the revoke may be on its way. Such a lease can't be renewed any more; it ends with `forget` (the
   revoke was applied) or comes back with `put_back` (it certainly was not, or nobody knows).
 
@@ -27,13 +30,15 @@ SLACK: Final = 64
 
 
 class _Lease:
-    __slots__ = ("deadline_s", "entry_s", "ttl_s")
+    __slots__ = ("deadline_s", "entry_s", "is_spared", "ttl_s")
 
     def __init__(self, ttl_s: int, deadline_s: float) -> None:
         self.ttl_s = ttl_s
         self.deadline_s = deadline_s
         self.entry_s: float | None = deadline_s
         """Where its entry stands in the heap; None while it is taken."""
+        self.is_spared = False
+        """Whether it had more time for a silence, since it was renewed."""
 
 
 class Lessor:
@@ -43,6 +48,8 @@ class Lessor:
         self._extend_s = extend_s
         self._leases: dict[LeaseId, _Lease] = {}
         self._heap: list[tuple[float, LeaseId]] = []
+        self._silence_end_s = float("-inf")
+        self._silence_s = 0.0
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -75,7 +82,12 @@ class Lessor:
         if found is None or found.entry_s is None:
             return None
         found.deadline_s = max(found.deadline_s, now_s + found.ttl_s)
+        found.is_spared = False
         return found.ttl_s
+
+    def note_silence(self, took_s: float, now_s: float) -> None:
+        """For `took_s` until now nobody could renew: what is overdue gets so much more from now on."""
+        self._silence_end_s, self._silence_s = now_s, took_s
 
     def is_taken(self, lease: LeaseId) -> bool:
         """Whether its revoke may be on its way."""
@@ -95,6 +107,7 @@ class Lessor:
             entry_s, lease = self._heap[0]
             found = self._leases.get(lease)
             if found is not None and found.entry_s == entry_s:
+                self._spare(found)
                 if found.deadline_s <= now_s:
                     return True
                 found.entry_s = found.deadline_s
@@ -118,6 +131,11 @@ class Lessor:
         if found is not None and found.entry_s is None:
             found.deadline_s = due_s
             self._enter(lease, found)
+
+    def _spare(self, found: _Lease) -> None:
+        if found.deadline_s <= self._silence_end_s and not found.is_spared:
+            found.deadline_s = self._silence_end_s + min(self._silence_s, float(found.ttl_s))
+            found.is_spared = True
 
     def _add(self, lease: LeaseId, ttl_s: int, deadline_s: float) -> None:
         found = self._leases[lease] = _Lease(ttl_s, deadline_s)

@@ -8,6 +8,9 @@
 A lease's 8 bytes are its id plus 2^63, big-endian: rows sort as the signed ids do. The digest is the key's BLAKE2b-160. A name of 508 bytes
 is always a long key's, one of up to 488 never is.
 
+The order of a lease's keys is that of its rows: byte order, but for long keys that share their first 480 bytes. Those come by their
+digests, behind the key that is just these 480 bytes. That is the same on every member, and can be read row by row however many there are.
+
 Rules
 - The rows change in the same entry as the keys that they are about, and travel with the store: through restarts, snapshots and backups.
 - What a lease still has left is not kept: who leads anew gives every lease its whole TTL (lessor.py).
@@ -66,21 +69,11 @@ class LeaseRows:
         for name, value in reader.iterate(self._leases, lo):
             yield _unpack(name), _unpack_ttl(value)
 
-    def keys(self, reader: Reader, lease: LeaseId, start: bytes = b"") -> Iterator[bytes]:
-        """The keys attached to a lease, in byte order; from `start` on, if those before it are not attached any more."""
-        name, end = _pack(lease) + start[:_PLAIN_BYTES], _end(lease)
-        long: list[bytes] = []  # those that share their first bytes sort by their digests on disk
-        for row, value in reader.iterate(self._keys, name, end):
-            is_long = len(row) > _LEASE_BYTES + _PLAIN_BYTES
-            key = value if is_long else row[_LEASE_BYTES:]
-            if long and not (is_long and key[:_PLAIN_BYTES] == long[0][:_PLAIN_BYTES]):
-                yield from sorted(long)
-                long.clear()
-            if is_long:
-                long.append(key)
-            else:
-                yield key
-        yield from sorted(long)
+    def keys(self, reader: Reader, lease: LeaseId, after: bytes = b"") -> Iterator[bytes]:
+        """The keys attached to a lease, in the order of their rows; only those behind the key `after`, attached or not."""
+        start = _row_name(lease, after) + b"\x00" if after else _pack(lease)
+        for row, value in reader.iterate(self._keys, start, _end(lease)):
+            yield value if len(row) > _LEASE_BYTES + _PLAIN_BYTES else row[_LEASE_BYTES:]
 
     def attachments(self, reader: Reader, start: bytes = b"") -> Iterator[tuple[bytes, LeaseId, bytes]]:
         """All rows of attached keys from the row `start` on: the row's name, the lease and the key. For checks."""
@@ -116,9 +109,9 @@ class LeaseTable:
         """Leases with their TTLs, ascending by id, behind `after`; to be used up before the next entry."""
         return self._rows.leases(self._writer.reader, after)
 
-    def keys(self, lease: LeaseId, start: bytes = b"") -> Iterator[bytes]:
+    def keys(self, lease: LeaseId, after: bytes = b"") -> Iterator[bytes]:
         """See LeaseRows.keys; to be used up before anything is written."""
-        return self._rows.keys(self._writer.reader, lease, start)
+        return self._rows.keys(self._writer.reader, lease, after)
 
     def grant(self, lease: LeaseId, ttl_s: int) -> None:
         """Add a lease.

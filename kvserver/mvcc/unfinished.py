@@ -12,7 +12,7 @@ twice or left out. The last slice removes them.
     unfinished, big-endian
     0   8   operation: the number of the operation that goes on, 0 is the first of those that run
     8   8   changes: how many keys are changed so far, which is the sub revision of the next one
-    16  n   key: where the operation goes on; all keys before it are done
+    16  n   key: where the operation goes on, which is behind the last key that is done (that key and a zero byte)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class UnfinishedMismatchError(FatalError):
 
 
 class Progress(NamedTuple):
-    """How far a request is: everything before `key` of `operation` is done, in `changes` changes."""
+    """How far a request is: everything of `operation` that comes before `key` is done, in `changes` changes."""
 
     operation: int
     changes: int

@@ -56,7 +56,7 @@ FROM_START: Final = Progress(0, 0, b"")
 Doomed = Callable[[bytes], Iterator[tuple[bytes, Entry]]]
 """Keys that are to be deleted, from the given one on, ascending."""
 KeysFrom = Callable[[bytes], Iterator[bytes]]
-"""As `Doomed`, whether or not they exist."""
+"""Keys behind the given one, all of them if it is empty, whether or not they exist; in an order of their own that every member has."""
 
 
 class Leases(Protocol):
@@ -171,7 +171,7 @@ class WriteTxn:
         """Delete those of `keys` that exist, in slices; returns how many."""
 
         def doomed(first: bytes) -> Iterator[tuple[bytes, Entry]]:
-            for key in keys(first):
+            for key in keys(first[:-1]):  # empty, or the last key that was deleted and a zero byte
                 entry = keyspace.find(self._writer.reader, key)
                 if entry is not None:
                     yield key, entry

@@ -51,7 +51,7 @@ from kvserver.node.space import Disks
 from kvserver.node.space_watch import SpaceParts, SpaceWatch
 from kvserver.node.transfers import Installer
 from kvserver.node.worker import Worker
-from kvserver.peer import Identity, OutboxLimits, SnapshotParts, Transport, TransportOptions
+from kvserver.peer import MAX_REQUESTS, Identity, OutboxLimits, SnapshotParts, Transport, TransportOptions
 from kvserver.snapshot import SnapshotCopies
 from kvserver.storage import EngineConfig
 from kvserver.types import NodeId
@@ -71,6 +71,8 @@ COMMIT_BYTES: Final = 4 << 20
 MAX_INFLIGHT_MSGS: Final = 256
 PROBES_WAITING: Final = 256
 """Reads that wait and are nobody's call: those of health checks."""
+LEASES_WAITING: Final = 3
+"""As well, for leases: what is due, a batch of renewals, and one of those that take longer."""
 PROPOSALS_PER_REQUEST_BYTES: Final = 2
 """Clients' requests wait for room before they come here (rpc.intake), so this bound is for what doesn't come that way; an entry is a little
 larger than its request."""
@@ -224,7 +226,7 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
     proposals = notices.proposals = _make_proposals(ground, driver, incarnation, window)
     inflow = handler.inflow = _make_inflow(ground, driver)
     forwarded.is_blocked = lambda: inflow.is_full
-    reads = Reads(sink=driver, incarnation=incarnation, max_waiting=ground.config.max_concurrent_requests + PROBES_WAITING)
+    reads = Reads(sink=driver, incarnation=incarnation, max_waiting=lambda: max_waiting_reads(config, len(store.members)))
     apply_queue = _make_apply_queue(ground, events, driver, proposals, inflow)
     append_queue = _make_append_queue(ground, events, driver, worker, apply_queue, storage)
     return Parts(
@@ -260,6 +262,12 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
             log=ground.log,
         ),
     )
+
+
+def max_waiting_reads(config: ServerConfig, members: int) -> int:
+    """How many reads may be open: one for whatever may ask for one, so that nobody takes another's place."""
+    own = config.max_concurrent_requests + PROBES_WAITING + LEASES_WAITING
+    return own + max(0, members - 1) * MAX_REQUESTS
 
 
 def _make_proposals(ground: Ground, driver: Driver, incarnation: int, window: ForwardWindow) -> Proposals:

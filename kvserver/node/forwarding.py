@@ -29,13 +29,15 @@ class ForwardKind(IntEnum):
     """From a leader short of disk space: it did not take these forwarded writes of the member that is asked. Pairs of incarnation and
     counter, 8 bytes each, big-endian."""
     LEASE_RENEW = 4
-    """To the leader: give these leases their whole TTL (lease_desk.py)."""
+    """To the leader: give these leases their whole TTL; it answers at once what it can (lease_desk.py)."""
     LEASE_REMAINING = 5
     """To the leader: how many seconds do these leases have left?"""
     NO_ROOM = 6
     """From a leader without room for them to wait: it did not propose these forwarded writes of the member that is asked. As NO_SPACE."""
     HANDED_BACK = 7
     """From a member that does not lead: it did not propose these forwarded writes of the member that is asked. As NO_SPACE."""
+    LEASE_SETTLE = 8
+    """To the leader: as LEASE_RENEW, of leases that it could not answer at once."""
 
 
 SendRequest = Callable[..., Awaitable[bytes]]

@@ -3,12 +3,15 @@
 Rules
 - Renewals that come while one is under way share the next: one round of the quorum, and on a follower one request to the leader, for up to
   `BATCH` of them.
+- A renewal that the leader can't answer at once (its lease is being revoked, or unknown there) goes over to a queue of its own, with its
+  own requests, and is asked there until it is settled: a revoke that takes minutes holds up nobody else's renewal.
 - Asking again is safe (a renewal has no effect but more time), so what fails is asked again after `PAUSE_S`, of whoever leads by then,
   until the caller's deadline. Damage and a stop are answers.
 - At most `MAX_WAITING` renewals wait; more are refused.
 
 On the way to the leader: ids and TTLs as 8 bytes each, signed, big-endian. An answer has a number for each id that was asked; 0 stands for
-a lease that doesn't exist where the TTL is asked, -1 where the remaining time is.
+a lease that doesn't exist where the TTL is asked, -1 for one that isn't settled; where the remaining time is asked, -1 for one that doesn't
+exist.
 
 Source: etcd's v3_server.go (LeaseRenew, LeaseTimeToLive) and its lease HTTP handler between members.
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from kvserver.errors import (
@@ -38,6 +42,7 @@ PAUSE_S: Final = 0.05
 MAX_WAITING: Final = 100_000
 ATTEMPT_S: Final = 5.0
 GONE: Final = -1
+UNSETTLED: Final = -1
 
 
 class Leading(Protocol):
@@ -52,8 +57,18 @@ class Leading(Protocol):
 class LeaderAnswers(Protocol):
     """What the leader knows (leases.py)."""
 
-    async def renew(self, leases: Sequence[LeaseId], deadline_s: float) -> list[int]: ...
+    async def renew(self, leases: Sequence[LeaseId], deadline_s: float) -> list[int | None]: ...
+    async def settle(self, leases: Sequence[LeaseId], deadline_s: float) -> list[int | None]: ...
     async def remaining_s(self, lease: LeaseId, deadline_s: float) -> int | None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class _Queue:
+    """Renewals that wait, how they are asked, and the task that asks while there are any."""
+
+    kind: ForwardKind
+    waiting: list[tuple[LeaseId, asyncio.Future[int]]] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
 
 
 class LeaseDesk:
@@ -64,8 +79,8 @@ class LeaseDesk:
         self._keeper = keeper
         self._send = send
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[LeaseId, asyncio.Future[int]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._new = _Queue(kind=ForwardKind.LEASE_RENEW)
+        self._unsettled = _Queue(kind=ForwardKind.LEASE_SETTLE)
         self._stopped = False
 
     # --- for the services ----------------------------------------------------------------------------------------------------------------
@@ -78,12 +93,10 @@ class LeaseDesk:
         """
         if self._stopped:
             raise StoppedError
-        if len(self._waiting) + len(leases) > MAX_WAITING:
+        if len(self._new.waiting) + len(self._unsettled.waiting) + len(leases) > MAX_WAITING:
             raise TooManyRequestsError
         futures: list[asyncio.Future[int]] = [self._loop.create_future() for _ in leases]
-        self._waiting += zip(leases, futures, strict=True)
-        if self._task is None:
-            self._task = self._loop.create_task(self._serve(), name="renew-leases")
+        self._put(self._new, list(zip(leases, futures, strict=True)))
         try:
             async with asyncio.timeout_at(deadline_s):
                 return [await future for future in futures]
@@ -128,44 +141,51 @@ class LeaseDesk:
     def stop(self) -> None:
         """Answer what waits, and whatever comes, with `server stopped`."""
         self._stopped = True
-        if self._task is not None:
-            self._task.cancel()
-        waiting, self._waiting = self._waiting, []
-        for _, future in waiting:
-            if not future.done():
-                future.set_exception(StoppedError())
+        for queue in (self._new, self._unsettled):
+            if queue.task is not None:
+                queue.task.cancel()
+            waiting, queue.waiting = queue.waiting, []
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(StoppedError())
 
     # --- asking --------------------------------------------------------------------------------------------------------------------------
 
-    async def _serve(self) -> None:
-        """Have everything that waits renewed, batch by batch."""
+    def _put(self, queue: _Queue, renewals: list[tuple[LeaseId, asyncio.Future[int]]]) -> None:
+        queue.waiting += renewals
+        if queue.task is None and renewals:
+            queue.task = self._loop.create_task(self._serve(queue), name=queue.kind.name.lower())
+
+    async def _serve(self, queue: _Queue) -> None:
+        """Have everything that waits in a queue renewed, batch by batch."""
         try:
             while True:
-                self._waiting = [each for each in self._waiting if not each[1].done()]
-                if not self._waiting:
+                queue.waiting = [each for each in queue.waiting if not each[1].done()]
+                if not queue.waiting:
                     return
-                if not await self._serve_some([lease for lease, _ in self._waiting[:BATCH]]):
+                if not await self._serve_some(queue, [lease for lease, _ in queue.waiting[:BATCH]]):
                     await asyncio.sleep(PAUSE_S)
         finally:
-            self._task = None
+            queue.task = None
 
-    async def _serve_some(self, leases: list[LeaseId]) -> bool:
-        """Renew the first of those that wait; False: they wait on."""
+    async def _serve_some(self, queue: _Queue, leases: list[LeaseId]) -> bool:
+        """Renew the first of those that wait; False: they wait on, and are asked about again after a pause."""
         try:
-            ttls = await self._ask(ForwardKind.LEASE_RENEW, leases, self._loop.time() + ATTEMPT_S)
+            ttls = await self._ask(queue.kind, leases, self._loop.time() + ATTEMPT_S)
         except (CorruptError, StoppedError) as error:
-            served, self._waiting = self._waiting[: len(leases)], self._waiting[len(leases) :]
+            served, queue.waiting = queue.waiting[: len(leases)], queue.waiting[len(leases) :]
             for _, future in served:
                 if not future.done():
                     future.set_exception(type(error)())
             return True
         except RequestError:
             return False
-        served, self._waiting = self._waiting[: len(leases)], self._waiting[len(leases) :]
+        served, queue.waiting = queue.waiting[: len(leases)], queue.waiting[len(leases) :]
         for (_, future), ttl_s in zip(served, ttls, strict=True):
-            if not future.done():
+            if ttl_s != UNSETTLED and not future.done():
                 future.set_result(ttl_s)
-        return True
+        self._put(self._unsettled, [each for each, ttl_s in zip(served, ttls, strict=True) if ttl_s == UNSETTLED])
+        return queue is self._new or any(ttl_s != UNSETTLED for ttl_s in ttls)
 
     async def _ask(self, kind: ForwardKind, leases: Sequence[LeaseId], deadline_s: float) -> list[int]:
         """One attempt, here or at the leader. Raises RequestError."""
@@ -188,8 +208,9 @@ class LeaseDesk:
         return answer
 
     async def _ask_here(self, kind: ForwardKind, leases: Sequence[LeaseId], deadline_s: float) -> list[int]:
-        if kind is ForwardKind.LEASE_RENEW:
-            return await self._keeper.renew(leases, deadline_s)
+        if kind is not ForwardKind.LEASE_REMAINING:
+            ask = self._keeper.renew if kind is ForwardKind.LEASE_RENEW else self._keeper.settle
+            return [UNSETTLED if each is None else each for each in await ask(leases, deadline_s)]
         remaining = [await self._keeper.remaining_s(lease, deadline_s) for lease in leases]
         return [GONE if each is None else each for each in remaining]
 

@@ -7,8 +7,11 @@ Theory of operation
   same term: a leader that was stopped for a while and wakes up finds that out first, whatever its clock says.
 - A revoke is an entry like any other, and names the term of its reign; apply takes it only in an entry of that term. So one that a
   follower forwards, because leadership moved between the confirmation and the proposal, has no effect under the next leader.
+- Neither renewing nor revoking waits for apply: an entry that takes ten seconds must not cost a lease. Time in which no quorum answered is
+  given back to the leases whose time it took (`Lessor.note_silence`).
 - A lease can be renewed until its revoke is proposed, also when its time is over by then. One whose revoke is on its way can't be: who
-  renews it hears what became of that.
+  renews it hears what became of that. So does who renews one that is unknown here, once all that is committed is applied. Both take
+  time, so `renew` leaves them open and answers the others; `settle` waits for them.
 
 Bounds: `BATCH` revokes are under way at most, and as many begin within `CHECK_S`: 1,000 a second, as in etcd. An attempt that fails is made
 again after `RETRY_S`; one that the CORRUPT alarm refused after `REFUSED_S`, as each is an entry. The log hears of failures every `SAY_S`.
@@ -26,7 +29,7 @@ from typing import Final, Protocol
 from google.protobuf.message import Message as PbMessage
 
 from kvserver.commands import CommandKind
-from kvserver.errors import CorruptError, LeaseNotFoundError, NotLeaderError, RequestError, RequestTimeoutError
+from kvserver.errors import CorruptError, LeaseNotFoundError, NotLeaderError, RequestError
 from kvserver.lease import LeaseTable, Lessor
 from kvserver.logs import Logger
 from kvserver.pb.internal_pb2 import LeaseExpiry
@@ -37,6 +40,8 @@ BATCH: Final = 250
 RETRY_S: Final = 1.0
 REFUSED_S: Final = 30.0
 SAY_S: Final = 10.0
+SETTLE_S: Final = 0.5
+"""How long `settle` waits for revokes: as long as one of them may hold up the others that are asked about with it."""
 SLICE: Final = 1_000
 """Leases that one turn takes up: about 2 ms."""
 
@@ -60,6 +65,7 @@ class LeaseStore(Protocol):
 class Confirmations(Protocol):
     """The way to a quorum's word that the leader is one."""
 
+    async def wait_confirmed(self, deadline_s: float) -> None: ...
     async def wait_linearizable(self, deadline_s: float) -> None: ...
 
 
@@ -76,17 +82,25 @@ class _Reign:
         self.term = term
         self.lessor = Lessor(extend_s=extend_s)
         self.task: asyncio.Task[None] | None = None
+        self.silent_since_s: float | None = None
+        """Since when no quorum has answered; None if the last round was answered."""
         self._waiting: dict[LeaseId, list[asyncio.Future[None]]] = {}
 
-    async def wait_settled(self, lease: LeaseId, deadline_s: float) -> None:
-        """Return when the lease isn't taken any more. Raises RequestTimeoutError; NotLeaderError: the reign has ended."""
+    async def wait_settled(self, lease: LeaseId, until_s: float) -> bool:
+        """Return when the lease isn't taken any more, or (False) at `until_s`. Raises NotLeaderError: the reign has ended."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(lease, []).append(future)
+        waiting = self._waiting.setdefault(lease, [])
+        waiting.append(future)
         try:
-            async with asyncio.timeout_at(deadline_s):
+            async with asyncio.timeout_at(until_s):
                 await future
         except TimeoutError:
-            raise RequestTimeoutError from None
+            return False
+        finally:
+            waiting.remove(future)
+            if not waiting and self._waiting.get(lease) is waiting:
+                del self._waiting[lease]
+        return True
 
     def settle(self, lease: LeaseId) -> None:
         """It isn't taken any more."""
@@ -180,30 +194,47 @@ class LeaseKeeper:
 
     # --- what is asked -------------------------------------------------------------------------------------------------------------------
 
-    async def renew(self, leases: Sequence[LeaseId], deadline_s: float) -> list[int]:
-        """Give each lease its whole TTL from now on; returns the TTLs, 0 for a lease that doesn't exist.
+    async def renew(self, leases: Sequence[LeaseId], deadline_s: float) -> list[int | None]:
+        """Give each lease its whole TTL from now on; returns the TTLs, and None where that takes longer to say: see `settle`.
 
         Raises:
             NotLeaderError: this member doesn't lead, or a quorum didn't say so; ask who does.
             RequestTimeoutError and other RequestErrors: nobody can say in time.
         """
-        reign = await self._confirmed(deadline_s)
-        return [await self._renew(reign, lease, deadline_s) for lease in leases]
+        reign = await self._confirmed(deadline_s, applied=False)
+        return [self._renew(reign, lease) or None for lease in leases]
+
+    async def settle(self, leases: Sequence[LeaseId], deadline_s: float) -> list[int | None]:
+        """As `renew`, once what was committed is applied: 0 for a lease that doesn't exist, None for one whose revoke takes its time."""
+        reign = await self._confirmed(deadline_s, applied=True)
+        until_s = min(deadline_s, self._loop.time() + SETTLE_S)
+        ttls: list[int | None] = []
+        for lease in leases:
+            ttl_s = self._renew(reign, lease)
+            while ttl_s is None:
+                is_settled = await reign.wait_settled(lease, until_s)
+                if not self._holds(reign):
+                    raise NotLeaderError
+                if not is_settled:
+                    break
+                ttl_s = self._renew(reign, lease)
+            ttls.append(ttl_s)
+        return ttls
 
     async def remaining_s(self, lease: LeaseId, deadline_s: float) -> int | None:
         """The whole seconds that a lease has left, None if it doesn't exist. Raises as `renew`."""
-        reign = await self._confirmed(deadline_s)
+        reign = await self._confirmed(deadline_s, applied=True)
         if not self._knows(reign, lease):
             return None
         remaining_s = reign.lessor.remaining_s(lease, self._loop.time())
         return None if remaining_s is None else int(remaining_s)
 
-    async def _confirmed(self, deadline_s: float) -> _Reign:
-        """The reign, which a quorum has confirmed since the call."""
+    async def _confirmed(self, deadline_s: float, *, applied: bool) -> _Reign:
+        """The reign, which a quorum has confirmed since the call; if wanted, with everything applied that was committed at the call."""
         reign = self._reign
         if reign is None or not self._holds(reign):
             raise NotLeaderError
-        await self._reads.wait_linearizable(deadline_s)
+        await (self._reads.wait_linearizable(deadline_s) if applied else self._reads.wait_confirmed(deadline_s))
         if not self._holds(reign):
             raise NotLeaderError
         return reign
@@ -212,16 +243,9 @@ class LeaseKeeper:
         leadership = self._leadership
         return self._reign is reign and leadership.is_leader and leadership.term == reign.term
 
-    async def _renew(self, reign: _Reign, lease: LeaseId, deadline_s: float) -> int:
-        while True:
-            if not self._holds(reign):
-                raise NotLeaderError
-            if not self._knows(reign, lease):
-                return 0
-            ttl_s = reign.lessor.renew(lease, self._loop.time())
-            if ttl_s is not None:
-                return ttl_s
-            await reign.wait_settled(lease, deadline_s)
+    def _renew(self, reign: _Reign, lease: LeaseId) -> int | None:
+        """Its TTL, 0 if there is no such lease in what is applied, None if it is taken."""
+        return reign.lessor.renew(lease, self._loop.time()) if self._knows(reign, lease) else 0
 
     def _knows(self, reign: _Reign, lease: LeaseId) -> bool:
         """Whether there is such a lease; one that has not had its turn yet is taken up."""
@@ -258,17 +282,24 @@ class LeaseKeeper:
 
     async def _expire(self, reign: _Reign) -> None:
         """Have a batch of leases revoked whose time is over, once a quorum has confirmed that this is for us to say."""
-        if not reign.lessor.has_due(self._loop.time()):
+        begun_s = self._loop.time()
+        if not reign.lessor.has_due(begun_s):
             return
+        if reign.silent_since_s is None:
+            reign.silent_since_s = begun_s
         try:
-            await self._reads.wait_linearizable(self._loop.time() + self._attempt_timeout_s)
+            await self._reads.wait_confirmed(begun_s + self._attempt_timeout_s)
         except RequestError as error:
             self._say("leases are due, but no quorum confirms that this member leads; will retry", error)
             await asyncio.sleep(RETRY_S)
             return
         if not self._holds(reign):
             return
-        due = reign.lessor.take_due(self._loop.time(), BATCH)
+        now_s = self._loop.time()
+        silence_s, reign.silent_since_s = now_s - reign.silent_since_s, None
+        if silence_s > CHECK_S:
+            reign.lessor.note_silence(silence_s, now_s)
+        due = reign.lessor.take_due(now_s, BATCH)
         failures = await self._revoke_all(reign, due)
         if failures:
             self._say("failed to revoke expired leases; will retry", failures[0])

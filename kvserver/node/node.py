@@ -272,7 +272,7 @@ class Node:
                     return NO if self.halt.is_begun else self.space.answer_has_space()
                 case ForwardKind.NO_SPACE:
                     return self.space.take_notice(sender, payload)
-                case ForwardKind.LEASE_RENEW | ForwardKind.LEASE_REMAINING:
+                case ForwardKind.LEASE_RENEW | ForwardKind.LEASE_SETTLE | ForwardKind.LEASE_REMAINING:
                     return await self.leases.desk.answer(ForwardKind(kind), payload, self.config.request_timeout_s)
                 case ForwardKind.NO_ROOM | ForwardKind.HANDED_BACK:
                     return self._parts.notices.take(ForwardKind(kind), payload)

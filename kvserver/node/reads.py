@@ -1,10 +1,11 @@
 """Linearizable reads: one ReadIndex round serves every read that was waiting when it began.
 
 Purpose: `wait_linearizable` returns once this member has applied everything that was committed when the call began, confirmed by a quorum.
+`wait_confirmed` asks for the quorum's word alone: who leads needs no more to know that it still does, however long an entry takes to apply.
 
 Rules: at most one round is out; reads that arrive meanwhile share the next. A round without an answer is sent again (with a context of
 its own) every `RESEND_S`, and at once when a leader appears; each read ends at its own deadline. Reads have no effect, so repeating them
-is safe. At most `max_waiting` reads are open, those that wait until their index is applied included (with a full disk none may be for
+is safe. At most `max_waiting()` reads are open, those that wait until their index is applied included (with a full disk none may be for
 hours); more are refused. A read that ended leaves nothing behind: not itself, and with the last of its round not the wait for the index.
 
 Source: Ongaro's thesis 6.4; etcd server's linearizableReadLoop.
@@ -13,6 +14,7 @@ Source: Ongaro's thesis 6.4; etcd server's linearizableReadLoop.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
@@ -42,7 +44,7 @@ class _Confirmed:
 class Reads:
     """The reads of this member that wait for their turn."""
 
-    def __init__(self, *, sink: ReadSink, incarnation: int, max_waiting: int) -> None:
+    def __init__(self, *, sink: ReadSink, incarnation: int, max_waiting: Callable[[], int]) -> None:
         self._sink = sink
         self._prefix = incarnation.to_bytes(8, "big")
         self._max_waiting = max_waiting
@@ -50,6 +52,7 @@ class Reads:
         self._waiting: list[asyncio.Future[None]] = []
         self._round: list[asyncio.Future[None]] = []
         self._confirmed: dict[asyncio.Future[None], _Confirmed] = {}  # each open one with its round
+        self._only_confirmed: set[asyncio.Future[None]] = set()  # those that don't wait for apply
         self._contexts: set[bytes] = set()
         self._resend: asyncio.TimerHandle | None = None
         self._refusal: type[RequestError] | None = None
@@ -68,15 +71,26 @@ class Reads:
         Raises:
             NoLeaderError: there was no leader at the deadline.
             RequestTimeoutError: the quorum did not confirm in time, or this member did not apply in time.
-            TooManyRequestsError: `max_waiting` are open.
+            TooManyRequestsError: as many are open as may be.
             StoppedError: this member is stopping.
             RequestError: what reads were stopped with.
         """
+        await self._wait(asyncio.get_running_loop().create_future(), deadline_s)
+
+    async def wait_confirmed(self, deadline_s: float) -> None:
+        """Return when a round that began after the call was confirmed, whatever is applied by then. Raises as `wait_linearizable`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._only_confirmed.add(future)
+        try:
+            await self._wait(future, deadline_s)
+        finally:
+            self._only_confirmed.discard(future)
+
+    async def _wait(self, future: asyncio.Future[None], deadline_s: float) -> None:
         if self._refusal is not None:
             raise self._refusal
-        if self.waiting_count >= self._max_waiting:
+        if self.waiting_count >= self._max_waiting():
             raise TooManyRequestsError
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         if not self._round:
             self._begin_round()
@@ -95,6 +109,7 @@ class Reads:
         finished, self._round = self._round, []
         self._contexts.clear()
         self._cancel_resend()
+        _release([future for future in finished if future in self._only_confirmed])
         applied = self._sink.wait_applied(index)
         if applied.done():
             _release(finished)

@@ -28,12 +28,13 @@ from kvserver.peer.handshake import PROTOCOL_VERSION, Identity, RemoteIdentity
 from kvserver.peer.options import TransportOptions
 from kvserver.peer.outbox import OutboxLimits
 from kvserver.peer.refusal import Refusal
-from kvserver.peer.request_frames import MAX_PAYLOAD_SIZE_BYTES, MAX_REQUEST_TIMEOUT_S
+from kvserver.peer.request_frames import MAX_PAYLOAD_SIZE_BYTES, MAX_REQUEST_TIMEOUT_S, MAX_REQUESTS
 from kvserver.peer.snapshot_options import SnapshotOptions, SnapshotOutcome, SnapshotProgress
 from kvserver.peer.transport import PeerHandler, PeerStats, SnapshotParts, Transport
 
 __all__ = [
     "MAX_PAYLOAD_SIZE_BYTES",
+    "MAX_REQUESTS",
     "MAX_REQUEST_TIMEOUT_S",
     "PROTOCOL_VERSION",
     "ConnectionClosedError",

@@ -29,7 +29,7 @@ from kvserver.pb.rpc_pb2 import (
 from kvserver.types import Index, Term
 
 LONG = b"key-" + b"l" * 600
-KEYS = [b"key-%05d" % number for number in range(5 * SLICE_KEYS)] + [LONG + b"%d" % number for number in range(3)]
+KEYS = [b"key-%05d" % number for number in range(5 * SLICE_KEYS)] + [LONG + b"%d" % number for number in range(SLICE_KEYS + 6)]
 ALL = DeleteRangeRequest(key=b"key-", range_end=b"key.")
 REVOKE = LeaseRevokeRequest(ID=7)
 EVERYTHING = RangeRequest(key=b"\x00", range_end=b"\x00")

@@ -138,3 +138,21 @@ def test_every_lease_comes_due_once(grants: list[tuple[int, int]]) -> None:
         assert {ttls[lease] for lease in due} <= {now_s}
         seen += due
     assert sorted(seen) == sorted(ttls)
+
+
+def test_silence_gives_what_is_overdue_as_much_more_once_until_it_is_renewed() -> None:
+    lessor = Lessor()
+    for lease, ttl_s in ((1, 10), (2, 2), (3, 10)):
+        lessor.grant(LeaseId(lease), ttl_s, 0.0)
+    assert lessor.renew(LeaseId(3), 9.0) == 10
+    lessor.note_silence(4.0, 12.0)
+    assert lessor.take_due(12.0, 10) == []
+    assert lessor.take_due(13.9, 10) == []
+    assert lessor.take_due(14.0, 10) == [2], "its whole TTL is the most that it gets"
+    assert lessor.renew(LeaseId(1), 15.0) == 10
+    lessor.note_silence(4.0, 20.0)
+    assert lessor.take_due(20.0, 10) == []
+    lessor.note_silence(4.0, 26.0)
+    assert lessor.take_due(26.0, 10) == [3], "it had more time since it was renewed"
+    lessor.note_silence(4.0, 31.0)
+    assert lessor.take_due(31.0, 10) == [1]

@@ -38,6 +38,9 @@ class FakeCluster:
         self.failures: list[RequestError] = []
         self.free = asyncio.Event()
         self.free.set()
+        self.unsettled: set[LeaseId] = set()
+        self.settled = asyncio.Event()
+        self.settling: list[list[int]] = []
         self.remote: LeaseDesk | None = None
         self.sent: list[tuple[NodeId, int, bytes, float]] = []
         self.send_failures: list[Exception] = []
@@ -47,13 +50,18 @@ class FakeCluster:
     def is_leader(self) -> bool:
         return self.leader_id == SELF
 
-    async def renew(self, leases: Sequence[LeaseId], deadline_s: float) -> list[int]:
+    async def renew(self, leases: Sequence[LeaseId], deadline_s: float) -> list[int | None]:
         self.batches.append(list(leases))
         self.asked.set()
         await self.free.wait()
         if self.failures:
             raise self.failures.pop(0)
-        return [self.ttls.get(lease, 0) for lease in leases]
+        return [None if lease in self.unsettled else self.ttls.get(lease, 0) for lease in leases]
+
+    async def settle(self, leases: Sequence[LeaseId], deadline_s: float) -> list[int | None]:
+        self.settling.append(list(leases))
+        await self.settled.wait()
+        return [None if lease in self.unsettled else self.ttls.get(lease, 0) for lease in leases]
 
     async def remaining_s(self, lease: LeaseId, deadline_s: float) -> int | None:
         if self.failures:
@@ -141,6 +149,36 @@ async def test_what_fails_is_asked_again(cluster: FakeCluster, error: type[Reque
     assert await desk.renew([LeaseId(7)], soon()) == [60]
     leader.failures = [error(), error()]
     assert await desk.remaining_s(LeaseId(7), soon()) == 59
+
+
+async def test_renewal_that_takes_long_holds_up_no_other(cluster: FakeCluster) -> None:
+    desk, leader = follower(cluster)
+    leader.unsettled = {LeaseId(7), LeaseId(9)}
+    late = [asyncio.create_task(desk.renew([LeaseId(lease), LeaseId(-3)], soon())) for lease in (7, 9)]
+    async with asyncio.timeout(5):
+        while not leader.settling:  # noqa: ASYNC110 - it comes by way of the desk's own task
+            await asyncio.sleep(0.001)
+        assert await desk.renew([LeaseId(-3), LeaseId(8)], soon()) == [5, 0]
+        assert not any(task.done() for task in late)
+        leader.unsettled = {LeaseId(9)}  # which stays where it is asked about again
+        leader.settled.set()
+        assert await late[0] == [60, 5]
+        leader.unsettled = set()
+        assert await late[1] == [0, 5]
+    assert leader.settling[0] == [7, 9]
+    assert leader.batches == [[7, -3, 9, -3], [-3, 8]]
+
+
+async def test_renewal_that_takes_long_hears_of_its_deadline_and_of_the_stop(cluster: FakeCluster) -> None:
+    desk, leader = follower(cluster)
+    leader.unsettled = {LeaseId(7)}
+    with pytest.raises(RequestTimeoutError):
+        await desk.renew([LeaseId(7)], soon(0.02))
+    waiting = asyncio.create_task(desk.renew([LeaseId(7)], soon()))
+    await asyncio.sleep(0.01)
+    desk.stop()
+    with pytest.raises(StoppedError):
+        await waiting
 
 
 async def test_lost_connections_and_foreign_answers_are_asked_again(cluster: FakeCluster) -> None:

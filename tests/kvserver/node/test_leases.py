@@ -45,6 +45,8 @@ class FakeMember:
         self.asked_quorum = asyncio.Event()
         self.applies = asyncio.Event()
         self.applies.set()
+        self.proposals_end = asyncio.Event()
+        self.proposals_end.set()
         self.proposed: list[tuple[CommandKind, Any]] = []
         self.failures: list[RequestError] = []
         self.on_proposed = asyncio.Event()
@@ -62,6 +64,10 @@ class FakeMember:
         return LeaseId(lease)
 
     async def wait_linearizable(self, deadline_s: float) -> None:
+        await self.wait_confirmed(deadline_s)
+        await self.applies.wait()
+
+    async def wait_confirmed(self, deadline_s: float) -> None:
         assert deadline_s > asyncio.get_running_loop().time()
         self.asked_quorum.set()
         await self.confirms.wait()
@@ -72,6 +78,7 @@ class FakeMember:
         self.proposed.append((kind, request))
         self.on_proposed.set()
         await self.applies.wait()
+        await self.proposals_end.wait()
         if self.failures:
             raise self.failures.pop(0)
         result = self.apply(kind, request)
@@ -245,31 +252,78 @@ async def test_lease_that_was_not_taken_up_yet_can_be_renewed_and_asked_about(me
     lease = member.grant(7, FOREVER)
     keeper.note_leader(leads=True, term=TERM)
     assert keeper.known_count == 0
-    assert await keeper.renew([lease, LeaseId(8)], soon()) == [FOREVER, 0]
+    assert await keeper.renew([lease, LeaseId(8)], soon()) == [FOREVER, None]
+    assert await keeper.settle([lease, LeaseId(8)], soon()) == [FOREVER, 0]
     assert await keeper.remaining_s(lease, soon()) in (FOREVER - 1, FOREVER)
     assert await keeper.remaining_s(LeaseId(8), soon()) is None
 
 
 async def test_who_renews_a_lease_whose_revoke_is_on_its_way_hears_what_became_of_it(member: FakeMember, keeper: LeaseKeeper) -> None:
-    member.applies.clear()
-    lease = member.grant(1, 0)
+    member.proposals_end.clear()
+    lease, other = member.grant(1, 0), member.grant(2, FOREVER)
     keeper.note_leader(leads=True, term=TERM)
     await member.on_proposed.wait()
-    renewing = asyncio.create_task(keeper.renew([lease], soon()))
-    with pytest.raises(RequestTimeoutError):
-        await keeper.renew([lease], soon(0.02))
+    assert await keeper.renew([lease, other], soon()) == [None, FOREVER]
+    assert await keeper.settle([lease, other], soon(0.02)) == [None, FOREVER]
+    renewing = asyncio.create_task(keeper.settle([lease], soon()))
     await rounds()
     assert not renewing.done()
-    member.applies.set()
+    member.proposals_end.set()
     assert await renewing == [0]
 
 
-async def test_who_waits_for_a_revoke_when_the_reign_ends_hears_that(member: FakeMember, keeper: LeaseKeeper) -> None:
-    member.applies.clear()
+async def test_revoke_that_takes_long_is_waited_for_no_longer_than_others_may_be_held_up(
+    member: FakeMember, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases_module, "SETTLE_S", 0.02)
+    member.proposals_end.clear()
     lease = member.grant(1, 0)
     keeper.note_leader(leads=True, term=TERM)
     await member.on_proposed.wait()
+    async with asyncio.timeout(5):
+        assert await keeper.settle([lease, LeaseId(3)], soon(60)) == [None, 0]
+
+
+async def test_leases_are_renewed_and_live_while_an_entry_is_applied_for_longer_than_their_time(
+    member: FakeMember, keeper: LeaseKeeper
+) -> None:
+    lease = member.grant(1, 1, b"k")
+    keeper.note_leader(leads=True, term=TERM)
+    await rounds(2)
+    member.applies.clear()
+    for _ in range(5):
+        assert await keeper.renew([lease, LeaseId(9)], soon(0.2)) == [1, None]
+        await asyncio.sleep(0.3)
+    unknown = asyncio.create_task(keeper.settle([LeaseId(9)], soon()))
+    await rounds()
+    assert not unknown.done(), "it may be in what is not applied"
+    member.applies.set()
+    assert await unknown == [0]
+    assert (member.keys, member.proposed) == ([b"k"], [])
+
+
+async def test_time_in_which_no_quorum_answered_is_given_back_once(member: FakeMember, keeper: LeaseKeeper) -> None:
+    lease, lost = member.grant(1, 1, b"k"), member.grant(2, 1, b"lost")
+    keeper.note_leader(leads=True, term=TERM)
+    await rounds(2)
+    member.confirms.clear()
     renewing = asyncio.create_task(keeper.renew([lease], soon()))
+    await asyncio.sleep(1.6)
+    renewing.cancel()  # its client comes again when it hears of it
+    member.confirms.set()
+    await rounds()
+    assert member.proposed == []
+    assert await keeper.renew([lease], soon()) == [1]
+    await until(lambda: member.keys == [b"k"])
+    assert [request.id for _, request in member.proposed] == [lost]
+
+
+async def test_who_waits_for_a_revoke_when_the_reign_ends_hears_that(member: FakeMember, keeper: LeaseKeeper) -> None:
+    member.proposals_end.clear()
+    lease = member.grant(1, 0)
+    keeper.note_leader(leads=True, term=TERM)
+    await member.on_proposed.wait()
+    renewing = asyncio.create_task(keeper.settle([lease], soon()))
     await rounds()
     keeper.note_leader(leads=False, term=Term(TERM + 1))
     with pytest.raises(NotLeaderError):
@@ -285,7 +339,7 @@ async def test_revoke_that_failed_is_tried_again_and_the_lease_can_be_renewed_un
     keeper.note_leader(leads=True, term=TERM)
     await member.on_proposed.wait()
     await rounds()
-    assert await keeper.renew([LeaseId(1)], soon()) == [0]  # its TTL
+    assert await keeper.settle([LeaseId(1)], soon()) == [0]  # its TTL
     assert member.keys == [b"k"]
     await until(lambda: member.keys == [])
     assert len(member.proposed) == 2
@@ -297,7 +351,7 @@ async def test_lease_revoked_by_a_client_is_forgotten(member: FakeMember, keeper
     assert keeper.known_count == 1
     member.apply(CommandKind.LEASE_REVOKE, LeaseRevokeRequest(ID=lease))
     assert keeper.known_count == 0
-    assert await keeper.renew([lease], soon()) == [0]
+    assert await keeper.settle([lease], soon()) == [0]
 
 
 async def test_revokes_under_way_are_bounded(member: FakeMember, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
+from kvserver.config import parse
 from kvserver.errors import CorruptError, NoLeaderError, RequestTimeoutError, StoppedError, TooManyRequestsError
 from kvserver.node import reads as reads_module
+from kvserver.node.assembly import max_waiting_reads
 from kvserver.node.reads import Reads
+from kvserver.peer import MAX_REQUESTS
 from raft.types import Index
 
 
@@ -34,7 +37,7 @@ class FakeSink:
 
 
 def make(sink: FakeSink, max_waiting: int = 100) -> Reads:
-    return Reads(sink=sink, incarnation=5, max_waiting=max_waiting)
+    return Reads(sink=sink, incarnation=5, max_waiting=lambda: max_waiting)
 
 
 def begin(reads: Reads, delay_s: float = 5.0) -> asyncio.Task[None]:
@@ -234,3 +237,39 @@ async def test_ten_thousand_reads_that_time_out_while_nothing_is_applied_leave_n
     sink.pending[0].set_result(None)
     await staying
     assert reads.waiting_count == 0
+
+
+async def test_who_wants_only_the_word_of_the_quorum_does_not_wait_for_apply() -> None:
+    sink = FakeSink()
+    reads = make(sink)
+    loop = asyncio.get_running_loop()
+    read = begin(reads)
+    confirmed = [loop.create_task(reads.wait_confirmed(loop.time() + 5.0)) for _ in range(3)]
+    await turn()
+    reads.resolve(sink.contexts[0], Index(12))
+    await turn()
+    assert [task.done() for task in confirmed] == [False] * 3, "the round began before they came"
+    reads.resolve(sink.contexts[1], Index(13))
+    await asyncio.gather(*confirmed)
+    assert not read.done()
+    assert reads.waiting_count == 1
+    assert sink.applied[13].cancelled(), "nobody waits for it"
+    sink.applied[12].set_result(None)
+    await read
+
+
+async def test_what_other_members_ask_takes_no_place_of_the_reads_of_this_member() -> None:
+    config = parse(["--data-dir=unused", "--max-concurrent-requests=10"], {}).config  # type: ignore[union-attr]
+    sink = FakeSink()
+    reads = Reads(sink=sink, incarnation=5, max_waiting=lambda: max_waiting_reads(config, members=3))
+    asked = [begin(reads) for _ in range(2 * MAX_REQUESTS)]
+    own = [begin(reads) for _ in range(10)]
+    await turn()
+    assert not any(task.done() for task in own)
+    alone = Reads(sink=sink, incarnation=5, max_waiting=lambda: max_waiting_reads(config, members=1))
+    more = [begin(alone) for _ in range(2 * MAX_REQUESTS)]
+    await turn()
+    assert any(task.done() for task in more), "nobody else asks there: the bound is lower"
+    reads.stop()
+    alone.stop()
+    await asyncio.gather(*asked, *own, *more, return_exceptions=True)
