@@ -247,7 +247,9 @@ def assemble(ground: Ground, events: Events, *, now_s: Callable[[], float]) -> P
             worker=worker,
             limits=lambda: (origin.window.first_index(), store.durable_index, append_queue.saved_commit),
             on_fatal=events.fail,
-            retention=None if history is None else make_retention(ground.directory, config, history, driver),
+            retention=None
+            if history is None
+            else make_retention(ground.directory, config, history, driver, snapshot_bytes=lambda: store.size_in_use_bytes),
         ),
         worker=worker,
         copy_executor=copying,

@@ -20,9 +20,8 @@ from kvserver.node.log_history import LogHistory
 from kvserver.node.log_storage import LogStorage
 from kvserver.node.releaser import Retention
 from kvserver.node.term_runs import TermRuns
-from kvserver.node.wal_pins import WalPins
+from kvserver.node.wal_pins import WalPin, WalPins
 from kvserver.node.worker import Worker
-from raft.types import Index
 from wal import Files
 
 
@@ -62,11 +61,13 @@ def make_history(
     return history
 
 
-def make_retention(directory: DataDirectory, config: ServerConfig, history: History, driver: Driver) -> Retention:
-    """What the releaser keeps for the members that `driver` feeds from `history`."""
+def make_retention(
+    directory: DataDirectory, config: ServerConfig, history: History, driver: Driver, *, snapshot_bytes: Callable[[], int]
+) -> Retention:
+    """What the releaser keeps for the members that `driver` feeds from `history`. `snapshot_bytes`: the size of a snapshot taken now."""
     pins, storage, window, loop = WalPins(), history.storage, history.storage.window, asyncio.get_running_loop()
 
-    def pinned() -> Index | None:
+    def pinned() -> WalPin | None:
         return pins.lowest(
             driver.raw.progress() if driver.is_leader else (),
             self_id=driver.raw.id,
@@ -78,6 +79,7 @@ def make_retention(directory: DataDirectory, config: ServerConfig, history: Hist
     return Retention(
         retain_bytes=config.wal_retain_bytes,
         pinned=pinned,
+        snapshot_bytes=snapshot_bytes,
         free_bytes=partial(directory.files.free_bytes, directory.wal),
         on_released=history.log.raise_floor,
     )

@@ -3,7 +3,8 @@
 Rules
 - A segment may go when all of its entries are below the log window, durable in the store, and committed in the WAL's own hard state. Of
   those that may go, the newest ones stay as long as the closed segments take no more than `retain_bytes`: members that are behind are fed
-  from them (log_history.py). What such a member is being fed from stays as long as they take no more than twice that (wal_pins.py).
+  from them (log_history.py). What such a member is being fed from stays as long as they take no more than twice that, and behind a snapshot
+  as much as the snapshot has on top (wal_pins.py).
 - What is retained takes at most half of the disk that would be free without it, and nothing while disk space is wanting.
 - One release is under way at a time, and at most one begins every `INTERVAL_S`. What the WAL looks like on disk is noted on the way, for
   metrics, and `on_released` hears where the log begins now.
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
-from kvserver.node.wal_pins import PIN_S
+from kvserver.node.wal_pins import PIN_S, WalPin
 from kvserver.node.worker import Worker
 from raft.types import Index
 from wal import SegmentInfo
@@ -39,11 +40,13 @@ class ReleasableLog(Protocol):
 class Retention:
     """What is kept for members that are behind; all of it is asked for each release, `free_bytes` on the WAL's thread.
 
-    `retain_bytes`: of closed segments. `pinned`: the lowest entry that a member is being fed from disk. `free_bytes`: on the log's disk.
+    `retain_bytes`: of closed segments. `pinned`: what members are being fed from disk. `snapshot_bytes`: the size of one. `free_bytes`: on
+    the log's disk.
     """
 
     retain_bytes: int = 0
-    pinned: Callable[[], Index | None] = lambda: None
+    pinned: Callable[[], WalPin | None] = lambda: None
+    snapshot_bytes: Callable[[], int] = lambda: 0
     is_short_of_space: Callable[[], bool] = lambda: False
     free_bytes: Callable[[], int] = lambda: 1 << 62
     on_released: Callable[[Index], None] = lambda first_index: None
@@ -51,11 +54,12 @@ class Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Order:
-    """One release: everything through `index` may go."""
+    """One release: everything through `index` may go, but for `pinned`, which stays up to `pinned_bytes`."""
 
     index: Index
     retain_bytes: int
-    pinned: Index | None
+    pinned: WalPin | None
+    pinned_bytes: int
 
     def asks_more_than(self, done: _Order) -> bool:
         """It may remove what `done` left."""
@@ -86,7 +90,7 @@ class WalReleaser:
         self._running: asyncio.Future[tuple[Index, int]] | None = None
         self._next_s = 0.0
         self._retry: asyncio.TimerHandle | None = None
-        self._done = _Order(index=Index(0), retain_bytes=0, pinned=None)
+        self._done = _Order(index=Index(0), retain_bytes=0, pinned=None, pinned_bytes=0)
         self.wal_first_index = wal.first_index
         self.wal_bytes = sum(segment.size_bytes for segment in wal.segments())
 
@@ -98,10 +102,12 @@ class WalReleaser:
             return
         window_first, durable, committed = self._limits()
         retention = self.retention
+        pinned = retention.pinned()
         order = _Order(
             index=Index(min(window_first - 1, durable, committed)),
             retain_bytes=0 if retention.is_short_of_space() else retention.retain_bytes,
-            pinned=retention.pinned(),
+            pinned=pinned,
+            pinned_bytes=2 * retention.retain_bytes + (retention.snapshot_bytes() if pinned is not None and pinned.after_snapshot else 0),
         )
         if order.asks_more_than(self._done):
             self._next_s = now_s + INTERVAL_S
@@ -138,8 +144,8 @@ class WalReleaser:
             closed_bytes = sum(segment.size_bytes for segment in wal.segments()[:-1])
             most_bytes = (self._free_bytes() + closed_bytes) // 2
             if order.pinned is not None:
-                wal.release(Index(min(index, order.pinned - 1)), retain_bytes=min(retain_bytes, most_bytes))
-                retain_bytes *= 2
+                wal.release(Index(min(index, order.pinned.first_index - 1)), retain_bytes=min(retain_bytes, most_bytes))
+                retain_bytes = order.pinned_bytes
             retain_bytes = min(retain_bytes, most_bytes)
         wal.release(index, retain_bytes=retain_bytes)
         return wal.first_index, sum(segment.size_bytes for segment in wal.segments())

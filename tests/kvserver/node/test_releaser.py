@@ -11,7 +11,7 @@ import pytest
 
 from kvserver.node import releaser
 from kvserver.node.releaser import Retention, WalReleaser
-from kvserver.node.wal_pins import PIN_S, WalPins
+from kvserver.node.wal_pins import PIN_S, WalPin, WalPins
 from raft.inflights import Inflights
 from raft.progress import Progress
 from raft.types import Index, NodeId
@@ -62,6 +62,7 @@ class Bench:
     wal: FakeWal = field(default_factory=lambda: FakeWal(20))
     window_first: int = 1
     pinned: int | None = None
+    after_snapshot: bool = False
     is_short: bool = False
     free_bytes: int = 1 << 30
     floors: list[int] = field(default_factory=list)
@@ -76,7 +77,8 @@ class Bench:
             on_fatal=self.fatal.append,
             retention=Retention(
                 retain_bytes=retain_bytes,
-                pinned=lambda: None if self.pinned is None else Index(self.pinned),
+                pinned=lambda: None if self.pinned is None else WalPin(Index(self.pinned), self.after_snapshot),
+                snapshot_bytes=lambda: 300,
                 is_short_of_space=lambda: self.is_short,
                 free_bytes=lambda: self.free_bytes,
                 on_released=self.floors.append,
@@ -123,6 +125,15 @@ async def test_what_a_member_is_being_fed_from_stays_up_to_twice_the_bytes_and_n
     assert bench.wal.first_index == 91
     bench.pinned = None
     assert await bench.go(made) == 5
+
+
+@pytest.mark.asyncio
+async def test_what_follows_a_snapshot_stays_up_to_the_bytes_of_one_more(monkeypatch) -> None:
+    bench = Bench(window_first=200, pinned=5, after_snapshot=True)
+    made = bench.make(500, monkeypatch)
+    assert await bench.go(made) == 13, "twice 500 bytes and 300"
+    bench.after_snapshot = False
+    assert await bench.go(made) == 10
 
 
 @pytest.mark.asyncio
@@ -176,17 +187,18 @@ async def test_releases_keep_their_distance(monkeypatch) -> None:
 SELF, PEER, OTHER = NodeId(1), NodeId(2), NodeId(3)
 
 
-def progress(match: int, *, snapshot: bool = False) -> Progress:
+def progress(match: int, *, snapshot: int = 0) -> Progress:
     made = Progress(next_index=Index(match + 1), inflights=Inflights(10, 1 << 20), match_index=Index(match))
     if snapshot:
-        made.become_snapshot(Index(match + 1))
+        made.become_snapshot(Index(snapshot))
     return made
 
 
 def lowest(pins: WalPins, now_s: float, **positions: Progress) -> int | None:
     ids = {"self": SELF, "peer": PEER, "other": OTHER}
     tracked = [(ids[name], state, False) for name, state in positions.items()]
-    return pins.lowest(tracked, self_id=SELF, log_first=Index(101), mem_first=Index(501), now_s=now_s)
+    pin = pins.lowest(tracked, self_id=SELF, log_first=Index(101), mem_first=Index(501), now_s=now_s)
+    return None if pin is None else pin.first_index
 
 
 def test_a_member_that_is_fed_from_disk_pins_what_it_needs_next_until_it_stands_still_for_long():
@@ -204,8 +216,33 @@ def test_the_lowest_of_several_counts_and_the_leader_itself_does_not():
     assert lowest(pins, 1.0, self=progress(120), peer=progress(300), other=progress(210)) == 211
 
 
+def test_what_follows_a_snapshot_is_pinned_while_it_travels_and_until_memory_feeds_the_member() -> None:
+    pins = WalPins()
+
+    def pin(now_s: float, state: Progress) -> WalPin | None:
+        return pins.lowest([(PEER, state, False)], self_id=SELF, log_first=Index(101), mem_first=Index(501), now_s=now_s)
+
+    for now_s in (0.0, 2 * PIN_S):
+        assert pin(now_s, progress(0, snapshot=150)) == (151, True), "it travels"
+    assert pin(2 * PIN_S + 1, progress(0)) == (151, True), "delivered, and the member has not said so yet"
+    assert pin(2 * PIN_S + 2, progress(160)) == (161, True)
+    assert pin(2 * PIN_S + 3, progress(200)) == (201, True)
+    assert pin(2 * PIN_S + 4, progress(500)) is None, "memory has what it needs"
+    assert pin(2 * PIN_S + 5, progress(490)) is None
+    assert pin(2 * PIN_S + 6, progress(491)) == (492, False)
+
+
+def test_a_snapshot_that_nobody_answers_pins_nothing_in_the_end() -> None:
+    pins = WalPins()
+    assert lowest(pins, 0.0, peer=progress(0, snapshot=150)) == 151
+    assert lowest(pins, PIN_S - 1, peer=progress(0)) == 151
+    assert lowest(pins, PIN_S, peer=progress(0)) is None
+
+
 @pytest.mark.parametrize(
-    "after", [progress(99), progress(0), progress(500), progress(160, snapshot=True)], ids=["beyond", "unknown", "in memory", "snapshot"]
+    "after",
+    [progress(99), progress(0), progress(500), progress(0, snapshot=99), progress(0, snapshot=500)],
+    ids=["beyond", "unknown", "in memory", "snapshot of what is gone", "snapshot of what memory has"],
 )
 def test_a_member_that_is_not_fed_from_disk_pins_nothing(after):
     pins = WalPins()
@@ -216,5 +253,5 @@ def test_a_member_that_is_not_fed_from_disk_pins_nothing(after):
 def test_a_member_that_needs_exactly_the_first_entry_on_disk_or_the_last_one_before_memory_is_fed():
     for match in (100, 499):
         pins = WalPins()
-        pins._positions = {PEER: (Index(match - 1), 0.0)}
+        lowest(pins, 0.0, peer=progress(match - 1 if match > 100 else match + 1))
         assert lowest(pins, 1.0, peer=progress(match)) == match + 1
